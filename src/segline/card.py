@@ -1,0 +1,59 @@
+"""The card: everything that prediction, evaluation and export need to know of a trained network, as plain data."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+#: Raised when a field of the card changes its meaning.
+CARD_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a checkpoint says of itself; plain JSON, in every checkpoint and beside it.
+
+    Args:
+        network: `_target_` of the network's class and its plain arguments.
+        labels: Arguments of `segline.labels.Labels`.
+        normalize: Arguments of `segline.io.normalize.Normalize`.
+        bands: Bands read from a file, counted from 1; None for all of them.
+        spacing_mm: Spacing that volumes are resampled to, `(D, H, W)`; None keeps the file's own.
+        window: Size of a tile in pixels, `*S`.
+        margin: Pixels at each inner border of a tile that are predicted for context only, `*S`.
+        trained_on: Name of the data set, for messages.
+        version: Version of this schema.
+    """
+
+    network: dict[str, Any]
+    labels: dict[str, Any]
+    normalize: dict[str, Any]
+    bands: list[int] | None
+    spacing_mm: list[float] | None
+    window: list[int]
+    margin: list[int]
+    trained_on: str = ""
+    version: int = field(default=CARD_VERSION)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, ready for JSON."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Card:
+        """Read a card back.
+
+        Raises:
+            ValueError: Not a card, of another version, or with fields missing or unknown.
+        """
+        if not isinstance(data, dict) or "version" not in data:
+            raise ValueError("there is no segline card in this checkpoint; expected one that src/train.py wrote")
+        if data["version"] != CARD_VERSION:
+            raise ValueError(f"the card is of version {data['version']}; this segline reads version {CARD_VERSION}; use the segline that wrote it")
+        names = {f.name for f in dataclasses.fields(cls)}
+        if missing := names - set(data):
+            raise ValueError(f"the card lacks {sorted(missing)}; the checkpoint was not written by segline or is damaged")
+        if unknown := set(data) - names:
+            raise ValueError(f"the card has unknown fields {sorted(unknown)}; it was written by another segline")
+        return cls(**data)

@@ -1,0 +1,105 @@
+"""Checkpoints that survive a kill at any moment, and are read without running anything they hold."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning.plugins import CheckpointIO
+
+from segline.card import Card
+
+#: The best weights by the objective, with their card: what predict, eval and export read.
+BEST = "best.ckpt"
+#: Everything that is needed to go on: weights, optimizer, progress, random numbers.
+RESUME = "resume.ckpt"
+
+
+def write(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint so that `path` holds the old one or the new one whole, never a part.
+
+    Raises:
+        OSError: The disk is full or not writable; the old checkpoint is untouched, and the message names path and free space.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder: a rename is atomic only within a file system.
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
+        free = os.statvfs(path.parent)
+        raise OSError(f"{path} could not be written ({error}); {free.f_bavail * free.f_frsize / 1e6:.0f} MB are free there") from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the rename itself must survive a power loss, too
+    finally:
+        os.close(folder)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read a checkpoint as tensors and plain data, with every byte checked.
+
+    Raises:
+        ValueError: The file is missing, damaged, or holds anything but tensors and plain data.
+    """
+    if not path.is_file():
+        raise ValueError(f"there is no checkpoint {path}; expected a run folder of src/train.py or a .ckpt file in one")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch.load does not compare the checksums
+        if damaged:
+            raise ValueError(f"{path} is damaged: the checksum of {damaged} does not fit; use another checkpoint of the run")
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path} is not a checkpoint or is truncated ({error}); use another checkpoint of the run") from error
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path} holds more than tensors and plain data and is not read ({reason}); segline's own checkpoints do not") from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} holds a {type(checkpoint).__name__}; expected a checkpoint that src/train.py wrote")
+    return checkpoint
+
+
+def locate(checkpoint: str | Path) -> Path:
+    """The checkpoint file that a run folder or a file stands for: of a run, the best."""
+    path = Path(checkpoint)
+    return path / BEST if path.is_dir() else path
+
+
+def read_network(checkpoint: str | Path) -> tuple[Card, dict[str, torch.Tensor]]:
+    """Card and weights of a run or a checkpoint file."""
+    path = locate(checkpoint)
+    content = read(path)
+    try:
+        card = Card.from_dict(content.get("card"))
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    weights = {name.removeprefix("network."): w for name, w in content["state_dict"].items() if name.startswith("network.")}
+    return card, weights
+
+
+class WholeCheckpointIO(CheckpointIO):
+    """Lets Lightning write and read checkpoints through `write` and `read`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write as `write` does."""
+        write(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read as `read` does, whatever was asked for."""
+        return read(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint file."""
+        Path(path).unlink(missing_ok=True)

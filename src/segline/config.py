@@ -1,0 +1,29 @@
+"""Where the configs are, how one is composed and built, and what to say when one is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra import compose as hydra_compose
+from hydra import initialize_config_dir
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+_HERE = Path(__file__).resolve().parent
+#: `<package>/conf` in a wheel, `<repository>/conf` in a checkout.
+CONF_DIR = next(folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if folder.is_dir())
+
+OmegaConf.register_new_resolver("len", len, replace=True)
+
+
+def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
+    """The config that a command line with these overrides gives."""
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        return hydra_compose(name, overrides=list(overrides))
+
+
+def build(config: DictConfig) -> Any:
+    """The object that a config node describes, with plain dicts and lists as its arguments."""
+    return instantiate(config, _convert_="all")

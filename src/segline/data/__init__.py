@@ -1,0 +1,1 @@
+"""One LightningDataModule a domain over shared cases, splits, scan and windows."""

@@ -1,0 +1,307 @@
+"""The data of a task: found, looked at, split, normalised and served, the same way for every domain."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from segline.data.cases import SPLITS, Case, find_cases, list_faults, read_table
+from segline.data.scan import Facts, merge_statistics, scan
+from segline.data.splits import cut_blocks, split_cases
+from segline.data.windows import Augment, EqualSampler, Reader, TileWindows, TrainWindows, WindowSampler
+from segline.io.cache import cache_dir
+from segline.io.masks import Burn
+from segline.io.normalize import BandStatistics, Normalize
+from segline.io.open import open_image, open_mask
+from segline.io.source import Block, MaskSource, Source
+from segline.labels import Labels
+
+Loader = DataLoader[dict[str, Tensor]]
+
+
+class SegmentationDataModule(pl.LightningDataModule):
+    """Images with masks, from files in their native layout to batches.
+
+    Args:
+        root: Folder of the data set; None: the domain's synthetic scenes, written once into the cache.
+        images: Template of the images' paths below `root`; a list of templates is one file a band.
+        masks: Template of the masks' paths; `*` in it means one file an object.
+        table: Instead of templates: a CSV below `root`, or rows, of image, mask and perhaps name, group, split, burn.
+        labels: Meaning of the masks.
+        in_channels: Bands that the network gets.
+        spatial_dims: 2 for images, 3 for volumes.
+        window: Size of a window in pixels, `*S`.
+        margin: Context at each inner border of an evaluation tile, `*S`.
+        group: Field or expression that finds a case's group; None: each case by itself.
+        val: Share of the groups for validation, where there is no official split.
+        test: Share of the groups for the test.
+        order: How groups are drawn: `hash`, or `name` for neighbouring sections.
+        blocks: Cut each raster into blocks of this size and split those; None: whole files.
+        bands: Bands to use, counted from 1; None: all.
+        spacing_mm: Spacing that volumes are resampled to, `(D, H, W)`; None: the files' own.
+        burn: What polygons burn, for vector masks: an id, an attribute, or {attribute: {value: id}}.
+        normalize: `dataset` or `case`: whose mean and deviation.
+        foreground: Share of training windows that are laid over a class drawn evenly.
+        batch_size: Windows a step and process.
+        steps_per_epoch: Batches between two validations.
+        augment: What is done to training windows; None for nothing.
+        num_workers: Processes that load; None: one for each core that training leaves.
+        seed: Of all samples.
+        origin: Where the data set comes from, for the message when it is missing.
+    """
+
+    def __init__(
+        self,
+        root: str | None,
+        images: str | Sequence[str],
+        masks: str,
+        *,
+        labels: Labels,
+        in_channels: int,
+        spatial_dims: int,
+        window: Sequence[int],
+        margin: Sequence[int],
+        table: str | Sequence[Mapping[str, Any]] | None = None,
+        group: str | None = None,
+        val: float = 0.2,
+        test: float = 0.0,
+        order: str = "hash",
+        blocks: int | None = None,
+        bands: Sequence[int] | None = None,
+        spacing_mm: Sequence[float] | None = None,
+        burn: Burn = 1,
+        normalize: str = "dataset",
+        foreground: float = 0.3,
+        batch_size: int = 4,
+        steps_per_epoch: int = 100,
+        augment: Augment | None = None,
+        num_workers: int | None = None,
+        seed: int = 0,
+        origin: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.root, self.images, self.masks, self.table, self.origin = root, images, masks, table, origin
+        self.labels, self.in_channels, self.spatial_dims = labels, in_channels, spatial_dims
+        self.window, self.margin = list(window), list(margin)
+        self.group, self.val, self.test, self.order, self.blocks = group, val, test, order, blocks
+        self.bands, self.spacing_mm, self.burn = bands, spacing_mm, burn
+        self.normalize, self.foreground, self.augment, self.seed = Normalize(normalize), foreground, augment, seed
+        self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
+        self.num_workers = max(0, len(os.sched_getaffinity(0)) - 1) if num_workers is None else num_workers
+        self.cases: dict[str, list[Case]] = {}
+        self.facts: dict[str, Facts] = {}
+        self.dropped: list[str] = []
+        self._sampler: WindowSampler | None = None
+        if len(self.window) != spatial_dims or len(self.margin) != spatial_dims:
+            raise ValueError(f"data.window is {self.window} and data.margin {self.margin}; expected {spatial_dims} sizes each")
+
+    # Preparation
+
+    def prepare(self) -> None:
+        """Find, look at, split and check the data, and fit the normalisation; the second call does nothing.
+
+        Raises:
+            ValueError: All faults of the data at once.
+        """
+        if self.cases:
+            return
+        cases = self._find()
+        settings = (self.bands, self.spacing_mm)
+        if self.blocks:
+            cases = [block for case in cases for block in cut_blocks(case, open_image(case.images).shape, self.blocks)]
+        self.facts = scan(cases, lambda case: self.open(case)[:2], self.labels, settings)
+        faults = [self._say(case, fault) for case in cases for fault in self.facts[case.name].faults]
+        faults += [fault for case in cases if not self.facts[case.name].faults for fault in self._check_bands(case)]
+        if faults:
+            raise ValueError(list_faults(faults))
+        used = [case for case in cases if self.facts[case.name].empty is None]
+        self.dropped = [f"{case.name}: {self.facts[case.name].empty}" for case in cases if self.facts[case.name].empty]
+        if not used:
+            raise ValueError(list_faults(self.dropped))
+        self.cases = split_cases(used, self.val, self.test, self.order)
+        self._check_classes()
+        if self.normalize.scope == "dataset":
+            statistics = self.statistics()
+            self.normalize = Normalize("dataset", statistics.mean.tolist(), statistics.std.tolist())
+
+    def setup(self, stage: str) -> None:
+        """Lightning's name for it."""
+        self.prepare()
+
+    def synthesise(self, root: Path) -> None:
+        """Write the domain's synthetic scenes into a folder."""
+        raise ValueError("data.root is null, but this data set has no synthetic scenes; set data.root to its folder")
+
+    def _find(self) -> list[Case]:
+        root = self._root()
+        if not root.is_dir():
+            where = f" It comes from {self.origin}." if self.origin else ""
+            raise ValueError(f"there is no folder {root}; set data.root to where the data set lies, or SEGLINE_DATA to the folder above.{where}")
+        return read_table(self.table, root, self.burn) if self.table else find_cases(root, self.images, self.masks, self.group, self.burn)
+
+    def _root(self) -> Path:
+        if self.root is not None:
+            return Path(self.root).expanduser()
+        root = cache_dir() / "synthetic" / type(self).__module__.rsplit(".", 1)[-1]
+        self.synthesise(root)
+        return root
+
+    def _say(self, case: Case, fault: str) -> str:
+        return fault if any(str(path) in fault for path in (*case.images, *case.masks)) else f"{case.images[0]}: {fault}"
+
+    def _check_bands(self, case: Case) -> list[str]:
+        facts = self.facts[case.name]
+        if facts.num_bands != self.in_channels:
+            some = list(range(1, self.in_channels + 1))
+            how = f" or data.bands={some}" if facts.num_bands > self.in_channels else ""
+            return [f"data.in_channels is {self.in_channels} but {case.images[0]} has {facts.num_bands} bands; set data.in_channels={facts.num_bands}{how}"]
+        if len(facts.shape) != self.spatial_dims:
+            return [f"data.spatial_dims is {self.spatial_dims} but {case.images[0]} has {len(facts.shape)} dimensions"]
+        return []
+
+    def _check_classes(self) -> None:
+        pixels = self.pixels("train")
+        if missing := [name for name, count in zip(self.labels.names, pixels, strict=True) if not count]:
+            elsewhere = [split for split in ("val", "test") if self.cases[split] and self.pixels(split)[[self.labels.names.index(m) for m in missing]].any()]
+            if elsewhere or not pixels.any():
+                raise ValueError(f"{', '.join(missing)} never occurs in the training part, but in the {elsewhere} part; draw another split by data.group or data.val")
+            self.dropped.append(f"class {', '.join(missing)} never occurs in these files, so it cannot be learnt")
+
+    # What the job asks for
+
+    def open(self, case: Case) -> tuple[Source, MaskSource, BandStatistics | None]:
+        """Image and mask of a case, and the statistics of its bands once it was scanned."""
+        image = open_image(case.images, bands=self.bands, spacing_mm=self.spacing_mm)
+        mask = open_mask(case.masks, self.labels, like=image, burn=case.burn, spacing_mm=self.spacing_mm, objects=case.objects)
+        statistics = self.facts[case.name].statistics if case.name in self.facts else None
+        if case.block:
+            return Block(image, case.block), Block(mask, case.block), statistics
+        return image, mask, statistics
+
+    def pixels(self, split: str) -> np.ndarray:
+        """Pixels of each class in a part, `[K]`."""
+        return np.sum([self.facts[case.name].pixels for case in self.cases[split]], axis=0)
+
+    def statistics(self) -> BandStatistics:
+        """Of the training part's bands."""
+        return merge_statistics([self.facts[case.name] for case in self.cases["train"]])
+
+    def class_weights(self) -> list[float]:
+        """Inverse of each class's share of the training pixels, to the power of one half, with a mean of 1; 0 where it never occurs.
+
+        The root keeps classes of a thousandth from drowning the others, as the plain inverse would.
+        """
+        pixels = self.pixels("train").astype(float)
+        weights = np.where(pixels > 0, 1 / np.sqrt(np.maximum(pixels, 1)), 0.0)
+        return (weights / weights[weights > 0].mean()).tolist()  # type: ignore[no-any-return]
+
+    def card_fields(self) -> dict[str, Any]:
+        """What the card of a checkpoint says of the data."""
+        return {
+            "labels": self.labels.to_dict(),
+            "normalize": self.normalize.to_dict(),
+            "bands": None if self.bands is None else list(self.bands),
+            "spacing_mm": None if self.spacing_mm is None else list(self.spacing_mm),
+            "window": self.window,
+            "margin": self.margin,
+        }
+
+    def describe(self) -> list[str]:
+        """Lines that say what will be trained on."""
+        parts = [f"{s}: {len(cases)} in {len({c.group for c in cases})} groups" for s, cases in self.cases.items() if cases]
+        shared = {c.group for c in self.cases["train"]} & {c.group for s in SPLITS[1:] for c in self.cases[s]}
+        pixels = self.pixels("train")
+        shares = ", ".join(f"{name} {count / max(self._total(), 1):.1%}" for name, count in zip(self.labels.names, pixels, strict=True))
+        bands = self.statistics()
+        ranges = "; ".join(f"{m:.4g} ± {s:.3g}" for m, s in zip(bands.mean, bands.std, strict=True))
+        lines = [f"cases     {', '.join(parts)}"]
+        if shared:
+            lines.append(f"          beware: {', '.join(sorted(shared)[:5])} is in more than one part (the official split)")
+        lines += [
+            f"classes   {shares} ({self.labels.scheme}{f', means without {self.labels.background}' if self.labels.background else ''})",
+            f"bands     {self.in_channels}: {ranges}; normalised by the {self.normalize.scope}",
+            f"windows   {' x '.join(map(str, self.window))}, {self.batch_size} a step, {self.steps_per_epoch} steps an epoch, {self.num_workers} workers",
+        ]
+        return lines + [f"left out  {line}" for line in self.dropped]
+
+    def _total(self) -> int:
+        """Pixels of the training part that count."""
+        return sum(int(np.prod(self.facts[c.name].shape)) - self.facts[c.name].ignored for c in self.cases["train"])
+
+    # Loaders
+
+    def go_on(self, epoch: int, batches: int) -> None:
+        """Let training start within an epoch, after so many batches: for a resume."""
+        self._progress = (epoch, batches)
+
+    def reader(self, split: str) -> Reader:
+        """Reads samples of a part."""
+        cases = self.cases[split]
+        return Reader(cases, [self.facts[case.name] for case in cases], lambda case: self.open(case)[:2], self.normalize, self.labels)
+
+    def train_dataset(self) -> TrainWindows:
+        """Random windows of the training part."""
+        return TrainWindows(self.reader("train"), self.window, self.foreground, self.seed, self.augment)
+
+    def train_dataloader(self) -> Loader:
+        """Batches of random windows."""
+        rank, processes = _processes(self.trainer)
+        sampler = WindowSampler(self.steps_per_epoch, self.batch_size, rank, processes)
+        sampler.go_on(*getattr(self, "_progress", (0, 0)))
+        return self._loader(self.train_dataset(), sampler)
+
+    def val_dataloader(self) -> Loader:
+        """Tiles of the validation part."""
+        return self._tiles("val")
+
+    def test_dataloader(self) -> Loader:
+        """Tiles of the test part."""
+        return self._tiles("test")
+
+    def _tiles(self, split: str) -> Loader:
+        rank, processes = _processes(self.trainer)
+        dataset = TileWindows(self.reader(split), self.window, self.margin)
+        return self._loader(dataset, EqualSampler(len(dataset), rank, processes))
+
+    def _loader(self, dataset: Any, sampler: Any) -> Loader:
+        workers: dict[str, Any] = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        if self.num_workers:
+            workers |= {"multiprocessing_context": "fork", "worker_init_fn": _start_worker}
+        # A generator of its own: the loader draws a seed for its workers at each start, which would else shift the network's dropout.
+        return ResumableLoader(
+            dataset, batch_size=self.batch_size, sampler=sampler, generator=torch.Generator(), pin_memory=torch.cuda.is_available(), **workers
+        )
+
+
+class ResumableLoader(Loader):
+    """A loader whose place in the epoch the sampler knows; Lightning asks for these methods before it resumes within an epoch."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the place is in the checkpoint already."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing: `go_on` has set the place."""
+
+
+def _processes(trainer: pl.Trainer | None) -> tuple[int, int]:
+    """This process's number and how many there are."""
+    return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+
+
+def _start_worker(_: int) -> None:
+    """One thread a worker: the cores are the network's."""
+    torch.set_num_threads(1)
+    import cv2
+
+    cv2.setNumThreads(0)
+
+

@@ -1,0 +1,148 @@
+"""One look at every file: faults, statistics of bands, counts of classes, and where each class is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from segline.data.cases import Case
+from segline.io.cache import cached
+from segline.io.normalize import BandStatistics, strips
+from segline.io.open import compare
+from segline.io.source import MaskSource, Source
+from segline.labels import Labels
+
+#: Edge of the cells in which classes are looked up, in pixels, by the number of axes.
+CELL = {2: 32, 3: 8}
+#: Raised when what is stored of a case changes.
+_VERSION = 3
+
+#: Opens a case: image, mask.
+Open = Callable[[Case], tuple[Source, MaskSource]]
+
+
+@dataclass
+class Facts:
+    """What the scan found out about one case.
+
+    Args:
+        shape: Size in pixels.
+        num_bands: Bands of the image.
+        dtype: Type of the pixels in the file.
+        statistics: Of the bands.
+        pixels: Of each class, `[K]`.
+        ignored: Pixels of the mask that count nowhere.
+        cells: Where each class occurs, as indices of cells `[N, 1 + axes]`: class, cell along each axis.
+        faults: What keeps the case from being used.
+    """
+
+    shape: tuple[int, ...]
+    num_bands: int
+    dtype: str
+    statistics: BandStatistics
+    pixels: NDArray[np.int64]
+    ignored: int
+    cells: NDArray[np.int32]
+    faults: list[str]
+
+    @property
+    def empty(self) -> str | None:
+        """Why nothing can be learnt from the case, if so."""
+        if not self.statistics.count.any():
+            return "its image holds no data (NaN or no-data everywhere)"
+        return "its mask is ignored everywhere" if self.ignored == int(np.prod(self.shape)) else None
+
+
+def scan(cases: Sequence[Case], open_case: Open, labels: Labels, settings: object) -> dict[str, Facts]:
+    """Facts of each case by its name; those of unchanged files come from the cache.
+
+    Args:
+        cases: What to look at.
+        open_case: Opens one.
+        labels: Meaning of the masks.
+        settings: What else the facts depend on (bands, spacing).
+    """
+    facts = {}
+    for case in tqdm(cases, desc="scan", unit="case", leave=False, delay=2):
+        key = (_VERSION, labels.to_dict(), settings, case.block, case.objects, case.burn)
+        files = [*case.images, *case.masks]
+        if missing := [path for path in files if not path.is_file()]:
+            facts[case.name] = _broken(labels, f"there is no file {missing[0]}")
+            continue
+        path = cached("scan", files, key, ".json", lambda path, case=case: path.write_text(_dump(_look(case, open_case, labels))))  # type: ignore[misc]
+        facts[case.name] = _load(path.read_text())
+    return facts
+
+
+def _look(case: Case, open_case: Open, labels: Labels) -> Facts:
+    """Read a case once, strip by strip; a fault ends it."""
+    try:
+        image, mask = open_case(case)
+        faults = compare(image, mask)
+        if faults:
+            return _broken(labels, *faults)
+        return _measure(image, mask, labels)
+    except (ValueError, OSError) as error:
+        return _broken(labels, str(error))
+
+
+def _measure(image: Source, mask: MaskSource, labels: Labels) -> Facts:
+    statistics, pixels = BandStatistics(image.num_bands), np.zeros(labels.num_classes, np.int64)
+    ignored, cells = 0, []
+    for window in strips(image.shape):
+        values = image.read(window)
+        statistics.update(values)
+        classes = mask.read(window)
+        one_hot = classes[None] == np.arange(labels.num_classes).reshape(-1, *[1] * classes.ndim) if labels.exclusive else classes == 1
+        lost = ~labels.valid(classes if labels.exclusive else classes[0]) | np.isnan(values).all(0)
+        pixels += (one_hot & ~lost).reshape(len(pixels), -1).sum(1)
+        ignored += int(lost.sum())
+        cells.append(_cells(one_hot & ~lost, [w.start for w in window]))
+    return Facts(image.shape, image.num_bands, str(np.dtype(image.dtype)), statistics, pixels, ignored, np.concatenate(cells), [])
+
+
+def _cells(one_hot: NDArray[np.bool_], start: Sequence[int]) -> NDArray[np.int32]:
+    """Cells that hold a class, as `[N, 1 + axes]`; strips start on the grid of cells."""
+    edge = CELL[one_hot.ndim - 1]
+    for axis in range(1, one_hot.ndim):
+        one_hot = np.logical_or.reduceat(one_hot, np.arange(0, one_hot.shape[axis], edge), axis=axis)
+    found = np.argwhere(one_hot).astype(np.int32)
+    found[:, 1:] += np.array(start, np.int32) // edge
+    return found
+
+
+def _broken(labels: Labels, *faults: str) -> Facts:
+    return Facts((), 0, "", BandStatistics(0), np.zeros(labels.num_classes, np.int64), 0, np.zeros((0, 1), np.int32), list(faults))
+
+
+def _dump(facts: Facts) -> str:
+    plain: dict[str, Any] = {**vars(facts), "statistics": facts.statistics.to_dict()}
+    return json.dumps({name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in plain.items()})
+
+
+def _load(text: str) -> Facts:
+    data = json.loads(text)
+    cells = np.array(data["cells"], np.int32).reshape(-1, 1 + len(data["shape"]))
+    return Facts(**{
+        **data,
+        "shape": tuple(data["shape"]),
+        "statistics": BandStatistics.from_dict(data["statistics"]),
+        "pixels": np.array(data["pixels"], np.int64),
+        "cells": cells,
+    })
+
+
+def merge_statistics(facts: Sequence[Facts]) -> BandStatistics:
+    """Statistics of several cases together."""
+    total = BandStatistics(facts[0].num_bands)
+    for one in facts:
+        total.merge(one.statistics)
+    return total
+
+

@@ -1,0 +1,82 @@
+"""Training, validation and test parts: whole groups, the same on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+from segline.data.cases import SPLITS, Case, natural
+from segline.io.source import Window
+
+#: With fewer groups than this, shares are cut from the groups sorted by hash; a threshold on the hash would miss them by far.
+_FEW = 50
+
+
+def split_cases(cases: Sequence[Case], val: float, test: float, order: str = "hash") -> dict[str, list[Case]]:
+    """Assign cases to parts by group.
+
+    Official splits stand. A part that they lack is cut from the official training part, if a share of it is asked for.
+
+    Args:
+        cases: All cases.
+        val: Share of the groups for validation.
+        test: Share of the groups for the test.
+        order: `hash`: groups are drawn by the hash of their names, so that new cases don't move old ones; `name`: the last groups
+            in natural order, for neighbouring sections.
+
+    Raises:
+        ValueError: Shares that leave nothing to train on, or to validate with.
+    """
+    if order not in ("hash", "name"):
+        raise ValueError(f"data.split.order is {order!r}; expected hash or name")
+    if val < 0 or test < 0 or val + test >= 1:
+        raise ValueError(f"data.split has val={val} and test={test}; expected shares of 0 or more that leave something to train on")
+    parts: dict[str, list[Case]] = {split: [case for case in cases if case.split == split] for split in SPLITS}
+    free = [case for case in cases if case.split is None]
+    if any(parts.values()) and not free:  # an official split, perhaps without a validation part
+        free, parts["train"] = parts["train"], []
+        val, test = (0.0 if parts["val"] else val), (0.0 if parts["test"] else test)
+    chosen = _assign(sorted({case.group for case in free}), val, test, order)
+    for case in free:
+        parts[chosen[case.group]].append(case)
+    for split, share in (("train", 1.0), ("val", val)):
+        if not parts[split] and share > 0:
+            groups = len({case.group for case in cases})
+            raise ValueError(f"the {split} part is empty: {len(cases)} cases in {groups} groups; set data.group to cut finer, or data.split")
+    return parts
+
+
+def _assign(groups: list[str], val: float, test: float, order: str) -> dict[str, str]:
+    """Split of each group."""
+    if order == "name" or len(groups) < _FEW:
+        ranked = sorted(groups, key=natural) if order == "name" else sorted(groups, key=_hash)
+        counts = {split: _count(len(groups), share) for split, share in (("test", test), ("val", val))}
+        chosen = dict.fromkeys(ranked, "train")
+        for split in ("test", "val"):
+            for _ in range(min(counts[split], max(len(ranked) - 1, 0))):
+                chosen[ranked.pop()] = split
+        return chosen
+    draws = {group: _hash(group) for group in groups}
+    return {group: "test" if draw < test else "val" if draw < test + val else "train" for group, draw in draws.items()}
+
+
+def _count(groups: int, share: float) -> int:
+    """How many groups a share is: at least one where any is asked for."""
+    return max(1, round(groups * share)) if share > 0 else 0
+
+
+def _hash(text: str) -> float:
+    """A number in 0..1 that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64
+
+
+def cut_blocks(case: Case, shape: tuple[int, ...], size: int) -> list[Case]:
+    """Blocks of a raster, each a case and a group of its own: one large scene is split in space."""
+    blocks = []
+    for row in range(0, shape[0], size):
+        for column in range(0, shape[1], size):
+            block: Window = (slice(row, min(row + size, shape[0])), slice(column, min(column + size, shape[1])))
+            name = f"{case.name}/{row}_{column}"
+            blocks.append(replace(case, name=name, group=name, block=block))
+    return blocks

@@ -1,0 +1,87 @@
+"""TIFF and GeoTIFF, read window by window, with coordinate system and no-data."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from rasterio.errors import NotGeoreferencedWarning, RasterioError, RasterioIOError
+from rasterio.windows import Window as RasterWindow
+
+from segline.io.source import Geometry, Window
+
+#: GDAL would else keep 5 % of the machine's memory, look for sidecar files, and open whatever a name stands for.
+ENVIRONMENT = {"GDAL_CACHEMAX": 64, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+
+
+class RasterFile:
+    """An open raster of one driver; survives being sent to another process, where it is opened anew.
+
+    Raises:
+        ValueError: Not a whole TIFF file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._open: tuple[int, Any] | None = None
+        with_geometry = self.dataset
+        affine, crs = with_geometry.transform, with_geometry.crs
+        self.shape: tuple[int, ...] = (with_geometry.height, with_geometry.width)
+        self.num_bands: int = with_geometry.count
+        self.dtype = np.dtype(with_geometry.dtypes[0])
+        self.nodata: float | None = with_geometry.nodata
+        located = not affine.is_identity
+        self.geometry = Geometry(
+            affine=tuple(tuple(float(v) for v in affine[row : row + 3]) for row in (0, 3, 6)) if located else None,
+            crs=crs.to_wkt() if crs else None,
+            spacing=(float(np.hypot(affine.b, affine.e)), float(np.hypot(affine.a, affine.d))) if located else None,
+        )
+
+    @property
+    def dataset(self) -> Any:
+        """rasterio's own object, in this process."""
+        if self._open is None or self._open[0] != os.getpid():
+            import warnings
+
+            try:
+                with rasterio.Env(**ENVIRONMENT), warnings.catch_warnings():
+                    warnings.simplefilter("ignore", NotGeoreferencedWarning)
+                    # The driver is named: GDAL would follow a VRT in disguise to any file or address.
+                    self._open = os.getpid(), rasterio.open(self.path, driver="GTiff")
+            except RasterioIOError as error:
+                raise ValueError(f"{self.path} is not a whole TIFF file ({error}); export or copy it again") from error
+        return self._open[1]
+
+    def read_raw(self, window: Window, bands: list[int] | None = None) -> NDArray[Any]:
+        """Values as they are stored, `[C, *window]`."""
+        rows, columns = window
+        place = RasterWindow(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+        if place.width <= 0 or place.height <= 0:
+            return np.zeros((len(bands or range(self.num_bands)), max(place.height, 0), max(place.width, 0)), self.dtype)
+        try:
+            with rasterio.Env(**ENVIRONMENT):
+                values: NDArray[Any] = self.dataset.read(bands, window=place)
+                return values
+        except RasterioError as error:
+            raise ValueError(f"{self.path} cannot be read at rows {rows.start} to {rows.stop} ({error}); the file is damaged or truncated") from error
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": None}
+
+
+class RasterSource(RasterFile):
+    """An image in a TIFF or GeoTIFF."""
+
+    def read(self, window: Window) -> NDArray[np.float32]:
+        """The pixels of a window, `[C, *window]`; NaN where a band has its no-data value, NaN or infinity."""
+        raw = self.read_raw(window)
+        values = raw.astype(np.float32)
+        if self.nodata is not None and not np.isnan(self.nodata):
+            values[raw == self.nodata] = np.nan
+        if raw.dtype.kind == "f":
+            values[~np.isfinite(values)] = np.nan
+        return values

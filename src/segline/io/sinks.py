@@ -1,0 +1,148 @@
+"""Masks written in the format, grid and coordinate system of the files they are of; whole under their names, or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import nibabel as nib
+import numpy as np
+import rasterio
+from numpy.typing import NDArray
+from PIL import Image
+from rasterio.windows import Window as RasterWindow
+
+from segline.io.raster import ENVIRONMENT, RasterSource
+from segline.io.source import Source, Window
+from segline.io.volume import VolumeSource, to_native
+from segline.labels import IGNORE_INDEX, Labels
+
+
+class Sink(Protocol):
+    """Takes a mask window by window; a context that leaves the file on a clean exit and nothing on an error."""
+
+    def write(self, window: Window, mask: NDArray[np.uint8]) -> None:
+        """Take the mask of a window: `[*window]`, or `[K, *window]` for overlapping labels."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+class _Committed:
+    """A file that is written beside its name and renamed at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix="".join(path.suffixes), dir=path.parent)
+        os.close(handle)
+        self.temporary = Path(name)
+
+    def finish(self) -> None:
+        """Complete the temporary file."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            self.finish()
+            if kind is None:
+                os.replace(self.temporary, self.path)
+        finally:
+            self.temporary.unlink(missing_ok=True)
+
+
+class RasterSink(_Committed):
+    """Tiled, compressed TIFF, with the CRS, transform, colours and class names; one band, or one for each overlapping class."""
+
+    def __init__(self, path: Path, like: RasterSource, labels: Labels) -> None:
+        super().__init__(path)
+        self._bands = 1 if labels.exclusive else labels.num_classes
+        (height, width), source = like.shape, like.dataset
+        profile: dict[str, Any] = {"driver": "GTiff", "height": height, "width": width, "count": self._bands, "dtype": "uint8", "compress": "deflate"}
+        if like.geometry.affine is not None:
+            profile |= {"transform": source.transform}
+        if height >= 256 and width >= 256:
+            profile |= {"tiled": True, "blockxsize": 256, "blockysize": 256}
+        with rasterio.Env(**ENVIRONMENT):
+            self._file = rasterio.open(self.temporary, "w", crs=source.crs, nodata=IGNORE_INDEX if labels.exclusive else None, **profile)
+            if labels.exclusive:
+                self._file.write_colormap(1, {k: tuple(map(int, color)) for k, color in enumerate(labels.palette)})
+            self._file.update_tags(CLASSES=",".join(labels.names))
+
+    def write(self, window: Window, mask: NDArray[np.uint8]) -> None:
+        """Take the mask of a window."""
+        rows, columns = window
+        place = RasterWindow(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+        self._file.write(mask if mask.ndim == 3 else mask[None], window=place)
+
+    def finish(self) -> None:
+        """Complete the file."""
+        self._file.close()
+
+
+class VolumeSink(_Committed):
+    """NIfTI of uint8 on the input's own grid, axes and affine; a fourth axis holds overlapping classes, if there are several."""
+
+    def __init__(self, path: Path, like: VolumeSource, labels: Labels) -> None:
+        super().__init__(path)
+        self._like = like
+        self._mask = np.zeros((1 if labels.exclusive else labels.num_classes, *like.shape), np.uint8)
+
+    def write(self, window: Window, mask: NDArray[np.uint8]) -> None:
+        """Take the mask of a window."""
+        self._mask[(slice(None), *window)] = mask
+
+    def finish(self) -> None:
+        """Bring the mask back to the file's grid and write it."""
+        native = [to_native(mask, self._like) for mask in self._mask]
+        image = native[0][1]
+        header = image.header.copy()
+        header.set_data_dtype(np.uint8)
+        header.set_slope_inter(1, 0)
+        values = native[0][0] if len(native) == 1 else np.stack([mask for mask, _ in native], -1)
+        nib.save(type(image)(values.astype(np.uint8), image.affine, header), self.temporary)
+
+
+class PictureSink(_Committed):
+    """PNG with a palette; overlapping classes are one file each, `<name>_<class>.png`, if there are several."""
+
+    def __init__(self, path: Path, like: Source, labels: Labels) -> None:
+        super().__init__(path.with_suffix(".png"))
+        self._labels = labels
+        self._mask = np.zeros((1 if labels.exclusive else labels.num_classes, *like.shape), np.uint8)
+
+    def write(self, window: Window, mask: NDArray[np.uint8]) -> None:
+        """Take the mask of a window."""
+        self._mask[(slice(None), *window)] = mask
+
+    def finish(self) -> None:
+        """Write the picture, or one picture a class."""
+        palette = self._labels.palette if self._labels.exclusive else np.concatenate([[[0, 0, 0]], self._labels.palette[:1]])
+        if len(self._mask) == 1:
+            _save_palette(self._mask[0], palette, self.temporary)
+            return
+        for k, name in enumerate(self._labels.names):
+            with _PlainFile(self.path.with_stem(f"{self.path.stem}_{name}")) as file:
+                _save_palette(self._mask[k], np.array([[0, 0, 0], self._labels.palette[k]]), file.temporary)
+        # The plain name shows all classes at once: the last one wins where they overlap.
+        shown = np.zeros(self._mask.shape[1:], np.uint8)
+        for k in range(len(self._mask)):
+            shown[self._mask[k] == 1] = k + 1
+        _save_palette(shown, np.concatenate([[[0, 0, 0]], self._labels.palette]), self.temporary)
+
+
+class _PlainFile(_Committed):
+    """A file that somebody else writes."""
+
+
+def _save_palette(mask: NDArray[np.uint8], palette: NDArray[Any], path: Path) -> None:
+    image = Image.fromarray(mask)
+    image.putpalette(palette.astype(np.uint8).tobytes())
+    image.save(path, format="PNG")

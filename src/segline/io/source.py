@@ -1,0 +1,98 @@
+"""What every file looks like to the rest: a grid with bands, read window by window."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segline.labels import IGNORE_INDEX
+
+#: Part of a grid, one slice an axis, `(rows, columns)` or `(slices, rows, columns)`; start and stop are pixels of the whole
+#: grid and may lie outside of it where `read_padded` is used.
+Window = tuple[slice, ...]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Where a grid lies in the world.
+
+    Args:
+        affine: World coordinates of pixel indices in the file's own convention (rasters 3 x 3, volumes 4 x 4), row by row; None
+            for photographs.
+        crs: Coordinate reference system as WKT; None where there is none.
+        spacing: Size of a pixel along each axis of `*S`: mm for volumes, units of the CRS for rasters; None for photographs.
+    """
+
+    affine: tuple[tuple[float, ...], ...] | None = None
+    crs: str | None = None
+    spacing: tuple[float, ...] | None = None
+
+
+class Source(Protocol):
+    """An image of any format, read by windows."""
+
+    path: Path
+    shape: tuple[int, ...]
+    num_bands: int
+    dtype: np.dtype
+    geometry: Geometry
+
+    def read(self, window: Window) -> NDArray[np.float32]:
+        """The pixels of a window inside the grid, `[C, *window]`; NaN where there is no data."""
+        ...
+
+
+class MaskSource(Protocol):
+    """A mask of any format, encoded by the labels, read by windows."""
+
+    path: Path
+    shape: tuple[int, ...]
+    geometry: Geometry
+
+    def read(self, window: Window) -> NDArray[np.uint8]:
+        """The mask of a window inside the grid: `[*window]` or, for overlapping labels, `[K, *window]`; 255 is ignored."""
+        ...
+
+
+class Block:
+    """A part of a source or a mask, as one of its own.
+
+    Args:
+        whole: What it is a part of.
+        block: Which part.
+    """
+
+    def __init__(self, whole: Source | MaskSource, block: Window) -> None:
+        self.whole, self.block = whole, block
+        self.path = whole.path
+        self.shape = tuple(b.stop - b.start for b in block)
+        self.geometry = Geometry(crs=whole.geometry.crs, spacing=whole.geometry.spacing)
+        self.num_bands, self.dtype = getattr(whole, "num_bands", 0), getattr(whole, "dtype", np.dtype(np.uint8))
+
+    def read(self, window: Window) -> NDArray:
+        """The pixels of a window inside the block."""
+        return self.whole.read(tuple(slice(b.start + w.start, b.start + w.stop) for b, w in zip(self.block, window, strict=True)))
+
+
+def whole(shape: tuple[int, ...]) -> Window:
+    """The window that is the whole grid."""
+    return tuple(slice(0, size) for size in shape)
+
+
+def read_padded(source: Source | MaskSource, window: Window) -> NDArray:
+    """Read a window that may reach beyond the grid; outside lie NaN (images) or ignored pixels (masks)."""
+    inside = tuple(
+        slice(min(max(w.start, 0), size), max(min(w.stop, size), min(max(w.start, 0), size)))
+        for w, size in zip(window, source.shape, strict=True)
+    )
+    values = source.read(inside)
+    pads = [(i.start - w.start, w.stop - i.stop) for i, w in zip(inside, window, strict=True)]
+    if not any(before or after for before, after in pads):
+        return values
+    fill = np.nan if values.dtype.kind == "f" else IGNORE_INDEX
+    pads = [(0, 0)] * (values.ndim - len(pads)) + pads
+    return np.pad(values, pads, constant_values=fill)

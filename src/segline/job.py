@@ -1,0 +1,199 @@
+"""One training job from one resolved config. `python -m segline.job RUN/config.yaml` is what torch's launcher starts."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import Callback, EarlyStopping
+from torch import nn
+
+from segline import report
+from segline.callbacks import Budget, Checkpoints, EpochTable, LearningRate, Progress, SameConfig
+from segline.card import Card
+from segline.checkpoints import BEST, RESUME, WholeCheckpointIO, read, read_network
+from segline.config import build
+from segline.data.datamodule import SegmentationDataModule
+from segline.module import SegmentationModule, memory_format
+
+
+def run(path: Path) -> None:
+    """Train as RUN/config.yaml says, going on from RUN's resume checkpoint if `resume` is set, then test the best weights.
+
+    Raises:
+        ValueError: The config, the data and the checkpoint don't fit each other, or the run folder is in use.
+    """
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    run_dir = path.parent
+    _silence()
+    with _locked(run_dir):
+        resume = _resume_checkpoint(config, run_dir)
+        pl.seed_everything(config.seed, verbose=False)
+        data = build(config.data)
+        data.prepare()
+        module = _build_module(config, data)
+        card = Card(network=OmegaConf.to_container(config.model), trained_on=config.run.data, **data.card_fields())  # type: ignore[arg-type]
+        trainer = _build_trainer(config, run_dir, card)
+        if trainer.is_global_zero:
+            report.announce(config, data, module.network, trainer, run_dir)
+        if resume is not None:
+            _check_fits(resume, card)
+            data.go_on(**{key: resume["training"][key] for key in ("epoch", "batches")})
+        trainer.fit(module, data, ckpt_path=run_dir / RESUME if resume else None, weights_only=True)
+        _finish(config, run_dir, trainer, module, data)
+
+
+def _finish(config: DictConfig, run_dir: Path, trainer: pl.Trainer, module: SegmentationModule, data: SegmentationDataModule) -> None:
+    """Evaluate the best weights on the validation part, and on the test part where there is one, and leave the report."""
+    _, weights = read_network(run_dir / BEST)
+    module.network.load_state_dict(weights)
+    results = {}
+    for split, evaluate in (("val", trainer.validate), ("test", trainer.test)):
+        if data.cases[split]:
+            evaluate(module, datamodule=data, verbose=False)
+            results[split] = report.result(split, module, data, trainer)
+    if trainer.is_global_zero:
+        pictures = report.write(config, run_dir, results, module, data)
+        for logger in trainer.loggers:
+            logger.log_pictures(pictures)
+        print(f"run: {run_dir}", flush=True)
+    for logger in trainer.loggers:
+        logger.finish()
+
+
+def _build_module(config: DictConfig, data: SegmentationDataModule) -> SegmentationModule:
+    loss = build(OmegaConf.merge(config.loss, {"class_weights": data.class_weights()}) if config.class_weights else config.loss)
+    if data.labels.scheme not in loss.schemes:
+        raise ValueError(
+            f"loss={config.run.loss} takes {' or '.join(sorted(loss.schemes))} labels, but data={config.run.data} has {data.labels.scheme} ones; "
+            f"set loss=dice_ce, or one of {'ce, focal' if data.labels.exclusive else 'bce, dice'}"
+        )
+    network: nn.Module = build(config.model)
+    if config.trainer.channels_last:
+        network = network.to(memory_format=memory_format(2 + config.data.spatial_dims))
+    cases = {split: [case.name for case in cases] for split, cases in data.cases.items()}
+    return SegmentationModule(
+        network, loss, data.labels, cases, build(config.optimizer), metrics=build(config.metrics), channels_last=config.trainer.channels_last
+    )
+
+
+def _build_trainer(config: DictConfig, run_dir: Path, card: Card) -> pl.Trainer:
+    settings = dict(config.trainer)
+    budget = _budget(settings)
+    settings.pop("channels_last")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    accelerator = settings["accelerator"]
+    if accelerator == "auto":
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    settings |= {"accelerator": accelerator, "devices": processes, "strategy": "ddp" if processes > 1 else "auto"}
+    settings["precision"] = fast_precision(accelerator) if settings["precision"] == "auto" else settings["precision"]
+    maximize = not config.objective.endswith("loss")
+    callbacks: list[Callback] = [
+        SameConfig(hashlib.sha256(OmegaConf.to_yaml(config).encode()).hexdigest()),
+        budget,
+        LearningRate(build(config.scheduler), budget, config.objective),
+        Progress(config.objective),
+    ]
+    if config.callbacks.early_stopping:
+        callbacks.append(EarlyStopping(config.objective, mode="max" if maximize else "min", check_finite=False, **config.callbacks.early_stopping))
+    callbacks += [
+        EpochTable(run_dir / "metrics.csv"),
+        Checkpoints(run_dir, card, config.objective, maximize, config.callbacks.checkpoint_minutes),
+    ]
+    return pl.Trainer(
+        **settings,
+        max_epochs=-1 if budget.max_steps or budget.max_time else budget.max_epochs,
+        callbacks=callbacks,
+        plugins=[WholeCheckpointIO()],
+        logger=[logger(config=config, run_dir=run_dir) for logger in build(config.logger).values() if logger] or False,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,  # ours pads with samples that count nothing
+        enable_model_summary=False,
+        benchmark=not settings["deterministic"],
+        default_root_dir=run_dir,
+    )
+
+
+def _budget(settings: dict[str, Any]) -> Budget:
+    """The one budget that holds: time before steps before epochs; taken out of the settings."""
+    epochs, steps, limit = (settings.pop(key) for key in ("max_epochs", "max_steps", "max_time"))
+    if limit is not None:
+        try:
+            days, hours, minutes, seconds = (int(part) for part in str(limit).split(":"))
+        except ValueError:
+            raise ValueError(f"trainer.max_time is {limit!r}; expected DD:HH:MM:SS, such as 00:00:10:00 for ten minutes") from None
+        return Budget(max_time=timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds))
+    return Budget(max_steps=steps) if steps else Budget(max_epochs=epochs)
+
+
+def fast_precision(accelerator: str) -> str:
+    """The lowest precision that training bears and the hardware is fast at."""
+    if accelerator == "gpu":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16-mixed" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "32-true"
+
+
+def _resume_checkpoint(config: DictConfig, run_dir: Path) -> dict[str, Any] | None:
+    """What to go on from, or None to start."""
+    path = run_dir / RESUME
+    if path.exists() and config.resume is None:
+        raise ValueError(f"{run_dir} holds a run already; set resume=auto to go on with it, or another hydra.run.dir to start anew")
+    if not path.exists() and config.resume not in (None, "auto"):
+        raise ValueError(f"resume={config.resume}: there is no {path}; the run was ended before its first checkpoint: start it anew")
+    return read(path) if path.exists() else None
+
+
+def _check_fits(checkpoint: dict[str, Any], card: Card) -> None:
+    """Refuse to go on with another network or other labels than the checkpoint's."""
+    before, now = checkpoint["card"], json.loads(json.dumps(card.to_dict()))
+    for key in ("network", "labels", "bands", "spacing_mm"):
+        if json.loads(json.dumps(before[key])) != now[key]:
+            raise ValueError(
+                f"the checkpoint is of another {'model' if key == 'network' else 'data'}: its {key} is {before[key]}, but the config's is {now[key]}; "
+                "resume with the settings that the run was started with (its config.yaml), or start a new run"
+            )
+
+
+@contextmanager
+def _locked(run_dir: Path) -> Iterator[None]:
+    """Hold the run folder; the lock goes with the process, however that ends."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        yield
+        return
+    with (run_dir / ".lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{run_dir} is in use by another process; wait for it, or set another hydra.run.dir") from None
+        yield
+
+
+def _silence() -> None:
+    """Keep the console for what a user can act on."""
+    import logging
+
+    for name in ("pytorch_lightning", "lightning.pytorch", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning")
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+if __name__ == "__main__":
+    from segline.cli import explained
+
+    with explained("train", sys.argv[1:]):
+        run(Path(sys.argv[1]))

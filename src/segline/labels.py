@@ -1,0 +1,225 @@
+"""The label scheme of a task: the one place that knows exclusive from overlapping labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Value of a pixel that counts nowhere: not in a loss, a gradient, a metric or a picture.
+IGNORE_INDEX = 255
+
+#: What a class may be called in a mask file: an id, a colour `"#rrggbb"`, or several of them.
+RawValues = int | str | Sequence[int | str]
+
+_SCHEMES = ("exclusive", "overlapping")
+
+
+class Labels:
+    """Names, colours and coding of the classes of one task.
+
+    A mask file holds *raw values* (ids or colours); `classes` says which of them make up which class. Raw values are
+    integers throughout: a colour `"#8429f6"` is the number 0x8429f6.
+
+    Args:
+        classes: Class name -> raw value or values in the mask files, in the order of the network's output channels.
+        scheme: `exclusive` (softmax, argmax; K >= 2) or `overlapping` (one sigmoid a class, K >= 1; a raw value may belong
+            to several classes).
+        background: Exclusive labels: the class that stays out of means over classes (None: every class counts).
+        ignore: Raw values of pixels that count nowhere.
+        rest: Overlapping labels: raw values that belong to no class.
+        colors: Class name -> `"#rrggbb"` for pictures and palettes; by default the colours of the mask files, else
+            a palette that is easy to tell apart.
+
+    Raises:
+        ValueError: A scheme that does not exist, too few classes, or a raw value with two meanings.
+
+    >>> labels = Labels({"background": 0, "cell": [1, 2]}, background="background", ignore=[7])
+    >>> labels.encode(np.array([[0, 1], [2, 7]])).tolist()
+    [[0, 1], [1, 255]]
+    """
+
+    def __init__(
+        self,
+        classes: Mapping[str, RawValues],
+        scheme: str = "exclusive",
+        background: str | None = None,
+        ignore: RawValues = (),
+        rest: RawValues = (0,),
+        colors: Mapping[str, str] | None = None,
+    ) -> None:
+        if scheme not in _SCHEMES:
+            raise ValueError(f"labels.scheme is {scheme!r}; expected one of {', '.join(_SCHEMES)}")
+        self.scheme = scheme
+        self.values = {name: parse_values(raw) for name, raw in classes.items()}
+        self.background = background
+        self.ignore = parse_values(ignore)
+        self.rest = parse_values(rest) if scheme == "overlapping" else ()
+        self.colors = dict(colors or {})
+        self._raw = {"classes": dict(classes), "ignore": ignore, "rest": rest}
+        self._check()
+
+    def _check(self) -> None:
+        if not 1 <= self.num_classes < IGNORE_INDEX:
+            raise ValueError(f"labels.classes has {self.num_classes} classes; expected 1 to {IGNORE_INDEX - 1}")
+        if self.exclusive and self.num_classes < 2:
+            raise ValueError(
+                f"exclusive labels need at least two classes, but labels.classes has {list(self.names)}; name the background "
+                "as a class, or set data.labels.scheme=overlapping for one sigmoid channel"
+            )
+        if self.background is not None and (not self.exclusive or self.background not in self.names):
+            raise ValueError(f"labels.background is {self.background!r}; expected null or, of exclusive labels, one of {list(self.names)}")
+        if unknown := set(self.colors) - set(self.names):
+            raise ValueError(f"labels.colors names {sorted(unknown)}, which are not among the classes {list(self.names)}")
+        used: dict[int, str] = dict.fromkeys(self.ignore, "ignore")
+        groups = [("rest", self.rest), *(self.values.items() if self.exclusive else [])]
+        if not self.exclusive:
+            groups.append(("the classes", tuple({v for values in self.values.values() for v in values})))
+        for name, values in groups:
+            for value in values:
+                if value in used:
+                    raise ValueError(f"raw mask value {value} belongs to {used[value]!r} and to {name!r}; give it to one of them")
+                used[value] = name
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether each pixel has exactly one class."""
+        return self.scheme == "exclusive"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names in the order of the network's channels."""
+        return tuple(self.values)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of output channels K."""
+        return len(self.values)
+
+    @property
+    def shown(self) -> list[int]:
+        """Indices of the classes that enter means over classes."""
+        return [k for k, name in enumerate(self.names) if name != self.background]
+
+    @cached_property
+    def palette(self) -> NDArray[np.uint8]:
+        """RGB colour of each class, `[K, 3]`."""
+        rows = []
+        for k, (name, values) in enumerate(self.values.items()):
+            color = parse_values(self.colors[name])[0] if name in self.colors else None
+            if color is None:
+                from_file = self._raw["classes"][name]
+                first = from_file if isinstance(from_file, (int, str)) else from_file[0]
+                color = values[0] if isinstance(first, str) and first.startswith("#") else _default_color(k, name == self.background)
+            rows.append([color >> 16 & 255, color >> 8 & 255, color & 255])
+        return np.array(rows, np.uint8)
+
+    def encode(self, raw: NDArray[Any]) -> NDArray[np.uint8]:
+        """Turn raw integer values `[*S]` into a mask: `[*S]` of 0..K-1, or `[K, *S]` of 0/1; 255 is ignored.
+
+        Raises:
+            ValueError: A raw value that belongs to no class, with how often it occurs.
+        """
+        found, inverse = np.unique(raw, return_inverse=True)
+        rows = 1 if self.exclusive else self.num_classes
+        table = np.zeros((rows, len(found)), np.uint8)
+        unknown = []
+        for column, value in enumerate(found.tolist()):
+            member = [k for k, values in enumerate(self.values.values()) if value in values]
+            if value in self.ignore:
+                table[:, column] = IGNORE_INDEX
+            elif self.exclusive and member:
+                table[0, column] = member[0]
+            elif not self.exclusive and (member or value in self.rest):
+                table[member, column] = 1
+            else:
+                unknown.append((value, int((inverse == column).sum())))
+        if unknown:
+            raise ValueError(self._unknown(unknown))
+        mask = table[:, inverse.reshape(raw.shape)]
+        return mask[0] if self.exclusive else mask
+
+    def _unknown(self, unknown: list[tuple[int, int]]) -> str:
+        colored = any(value > IGNORE_INDEX for values in (*self.values.values(), self.ignore) for value in values)
+
+        def say(value: int) -> str:
+            return f"#{value:06x}" if colored else str(value)
+
+        listed = ", ".join(f"{say(value)} ({count} pixels)" for value, count in unknown[:8])
+        more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
+        classes = ", ".join(f"{name}: {' '.join(map(say, values))}" for name, values in self.values.items())
+        return f"mask values outside the classes: {listed}{more}; expected {classes}; add them to data.labels.classes or data.labels.ignore"
+
+    def probs(self, logits: Any) -> Any:
+        """Probabilities `[B, K, *S]` of logits `[B, K, *S]`; NumPy stays NumPy, a torch tensor stays one."""
+        if isinstance(logits, np.ndarray):
+            if self.exclusive:
+                exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
+                return exponents / exponents.sum(axis=1, keepdims=True)
+            return 1 / (1 + np.exp(-logits))
+        return logits.softmax(1) if self.exclusive else logits.sigmoid()
+
+    def decide(self, probs: Any) -> Any:
+        """The decision: class ids `[B, *S]`, or 0/1 for each class `[B, K, *S]`; NumPy or torch, as given."""
+        return probs.argmax(1) if self.exclusive else (probs >= 0.5) * 1
+
+    def valid(self, mask: Any) -> Any:
+        """Where a mask counts, of the mask's own shape."""
+        return mask != IGNORE_INDEX
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data from which `Labels(**data)` makes an equal object."""
+        plain = {name: _plain(raw) for name, raw in self._raw["classes"].items()}
+        return {
+            "classes": plain,
+            "scheme": self.scheme,
+            "background": self.background,
+            "ignore": _plain(self._raw["ignore"]),
+            "rest": _plain(self._raw["rest"]),
+            "colors": self.colors or None,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Labels) and self.to_dict() == other.to_dict()
+
+    def __hash__(self) -> int:
+        return hash((self.names, self.scheme))
+
+    def __repr__(self) -> str:
+        return f"Labels({', '.join(self.names)}; {self.scheme})"
+
+
+def parse_values(raw: RawValues) -> tuple[int, ...]:
+    """Raw mask values as integers: `7`, `"#8429f6"`, or several of them."""
+    if isinstance(raw, bool) or not isinstance(raw, (int, str, Sequence)):
+        raise ValueError(f"a mask value is {raw!r}; expected an id such as 7, a colour such as '#8429f6', or a list of them")
+    if isinstance(raw, int):
+        return (raw,)
+    if isinstance(raw, str):
+        if not raw.startswith("#") or len(raw) != 7:
+            raise ValueError(f"a mask value is {raw!r}; expected an id such as 7 or a colour such as '#8429f6'")
+        return (int(raw[1:], 16),)
+    return tuple(value for item in raw for value in parse_values(item))
+
+
+def _plain(raw: RawValues) -> Any:
+    return raw if isinstance(raw, (int, str)) else list(raw)
+
+
+# Okabe and Ito's eight colours, made for colour-blind readers, without their black.
+_OKABE_ITO = (0xE69F00, 0x56B4E9, 0x009E73, 0xF0E442, 0x0072B2, 0xD55E00, 0xCC79A7)
+
+
+def _default_color(index: int, background: bool) -> int:
+    if background:
+        return 0x000000
+    if index < len(_OKABE_ITO):
+        return _OKABE_ITO[index]
+    # Further classes: golden-angle steps around the hue circle keep neighbours apart for any number of classes.
+    import colorsys
+
+    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1.0, 0.55 + 0.15 * (index % 3), 0.9 - 0.15 * (index % 2))
+    return int(red * 255) << 16 | int(green * 255) << 8 | int(blue * 255)

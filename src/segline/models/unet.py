@@ -1,0 +1,74 @@
+"""U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from segline.models.blocks import CONV, MAX_POOL, ConvBlock, Up, check_spatial_dims, crop, initialize, pad_to_multiple
+
+
+class UNet(nn.Module):
+    """Encoder and decoder with skips, in today's form: same padding, so that the logits have the image's size.
+
+    Args:
+        channels: Width of each level, from the image's resolution down; their number is the depth.
+        norm: batch, instance or none.
+        activation: relu or leaky_relu.
+        dropout: Share of channels dropped after each block of the two coarsest levels.
+        upsampling: transposed, nearest or linear (both with a 1 x 1 convolution).
+
+    Shape:
+        `[B, in_channels, *S]` -> `[B, num_classes, *S]`, any size: padded to a multiple of `stride` and cropped inside.
+
+    Raises:
+        ValueError: An option that does not exist, or no level.
+
+    Reference:
+        Ronneberger et al., U-Net, MICCAI 2015. https://arxiv.org/abs/1505.04597. Departures: same padding instead of valid
+        convolutions, normalisation, widths by choice.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        num_classes: int,
+        *,
+        spatial_dims: int = 2,
+        channels: Sequence[int] = (32, 64, 128, 256),
+        norm: str = "batch",
+        activation: str = "relu",
+        dropout: float = 0.0,
+        upsampling: str = "transposed",
+    ) -> None:
+        super().__init__()
+        check_spatial_dims(spatial_dims)
+        if not channels:
+            raise ValueError("channels is empty; expected the width of each level, such as [32, 64, 128, 256]")
+        self.stride = 2 ** (len(channels) - 1)
+        self.pool = MAX_POOL[spatial_dims](2)
+
+        def block(inside: int, level: int) -> ConvBlock:
+            deep = level >= len(channels) - 2
+            return ConvBlock(spatial_dims, inside, channels[level], norm, activation, dropout if deep else 0.0)
+
+        levels = range(len(channels))
+        self.down = nn.ModuleList(block(in_channels if level == 0 else channels[level - 1], level) for level in levels)
+        self.up = nn.ModuleList(Up(spatial_dims, channels[level + 1], channels[level], upsampling) for level in levels[:-1])
+        self.merge = nn.ModuleList(block(2 * channels[level], level) for level in levels[:-1])
+        self.head = CONV[spatial_dims](channels[0], num_classes, 1)
+        initialize(self)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits of an image."""
+        features = pad_to_multiple(image, self.stride)
+        skips = []
+        for level, block in enumerate(self.down):
+            features = block(self.pool(features) if level else features)
+            skips.append(features)
+        skips.pop()
+        for up, merge, skip in zip(reversed(self.up), reversed(self.merge), reversed(skips), strict=True):
+            features = merge(torch.cat([skip, up(features)], dim=1))
+        return crop(self.head(features), image.shape[2:])

@@ -1,0 +1,170 @@
+"""What a run says and leaves: the plan at its start, and tables and pictures of its best weights at its end."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from numpy.typing import NDArray
+from omegaconf import DictConfig
+from torch import nn
+
+from segline import pictures, tables
+from segline.callbacks import Budget
+from segline.data.cases import Case
+from segline.data.datamodule import SegmentationDataModule
+from segline.inference.tiled import predict_tiles
+from segline.module import SegmentationModule
+
+
+def announce(config: DictConfig, data: SegmentationDataModule, network: nn.Module, trainer: pl.Trainer, run_dir: Path) -> None:
+    """Say what the run will do, and keep what it runs on in `environment.json`."""
+    budget = next(c for c in trainer.callbacks if isinstance(c, Budget))  # type: ignore[attr-defined]
+    weights = sum(p.numel() for p in network.parameters())
+    lines = [
+        f"run       {run_dir}",
+        *data.describe(),
+        f"network   {config.run.model}, {weights:,} weights; loss {config.run.loss}; {trainer.precision}"
+        f"{', channels last' if config.trainer.channels_last else ''}, on {trainer.num_devices} x {config.trainer.accelerator if config.trainer.accelerator != 'auto' else trainer.strategy.root_device.type}",
+        f"budget    {budget}; the best weights by {config.objective}",
+    ]
+    print("\n".join(lines), flush=True)
+    (run_dir / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, hardware and the state of the code."""
+    packages = ("segline", "torch", "pytorch-lightning", "hydra-core", "torchmetrics", "segmentation-models-pytorch", "albumentations", "numpy")
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:  # a checkout that was not installed
+            versions[package] = "not installed"
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": versions,
+        "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
+        "threads": torch.get_num_threads(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "command": sys.argv,
+        "git": _git_state(),
+    }
+
+
+def _git_state() -> dict[str, Any] | None:
+    """Commit of the code and the files that differ from it; None outside of a repository."""
+    folder = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain").splitlines()}
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the best weights reached on one split.
+
+    Args:
+        scores: Logged values without the split's name.
+        rows: One plain row a case, with its name and group.
+        confusion: Pixels, truth x prediction, `[K, K]`; None for overlapping labels.
+    """
+
+    scores: dict[str, float]
+    rows: list[dict[str, Any]]
+    confusion: NDArray[np.int64] | None
+
+
+def result(split: str, module: SegmentationModule, data: SegmentationDataModule, trainer: pl.Trainer) -> Result:
+    """Collect what the last evaluation of a split measured; every process must call it."""
+    overlap = module.overlap[f"{split}_overlap"]
+    with overlap.sync_context():
+        table, confusion = overlap.case_table(), overlap.confusion
+    cases = data.cases[split]
+    rows = [{"split": split, "case": cases[int(row["case"])].name, "group": cases[int(row["case"])].group, **_without(row, "case")} for row in table]
+    prefix = f"{split}/"
+    scores = {name.removeprefix(prefix): float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+    return Result(scores, rows, confusion.cpu().numpy() if data.labels.exclusive else None)
+
+
+def write(config: DictConfig, run_dir: Path, results: dict[str, Result], module: SegmentationModule, data: SegmentationDataModule) -> list[Path]:
+    """Leave tables and pictures of the best weights in the run folder and print the table of the last split; the pictures' paths."""
+    scores = {f"{split}/{name}": value for split, r in results.items() for name, value in r.scores.items()}
+    (run_dir / "scores.json").write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
+    tables.write_cases(run_dir / "cases.parquet", [row for r in results.values() for row in r.rows])
+    split, last = list(results.items())[-1]
+    (run_dir / "scores.md").write_text(tables.class_table(last.scores, data.labels, split, style="markdown") + "\n")
+    print("\n" + tables.class_table(last.scores, data.labels, split))
+    if split == "val":
+        print("There is no test part: these are scores of the validation part, which also picked the best weights.")
+    if not config.callbacks.pictures:
+        return []
+    drawn = {"curves": pictures.curves(tables.read_rows(run_dir / "metrics.csv"), config.objective)}
+    if last.confusion is not None:
+        drawn["confusion"] = pictures.confusion_matrix(last.confusion, data.labels.names)
+    drawn["cases"] = _draw_cases(split, last, module, data)
+    for name, picture in drawn.items():
+        pictures.save(picture, run_dir / f"{name}.png")
+    return [run_dir / f"{name}.png" for name in drawn]
+
+
+def read_scores(run_dir: Path) -> dict[str, float]:
+    """What the best weights of a run reached, by logged name."""
+    scores: dict[str, float] = json.loads((run_dir / "scores.json").read_text())
+    return scores
+
+
+def _draw_cases(split: str, last: Result, module: SegmentationModule, data: SegmentationDataModule) -> Any:
+    """The best, the median and the worst case of a split, predicted anew, whole."""
+    ranked = sorted((row for row in last.rows if np.isfinite(_mean_dice(row))), key=_mean_dice)
+    by_name = {case.name: case for case in data.cases[split]}
+    chosen = {"worst": 0, "median": len(ranked) // 2, "best": len(ranked) - 1}
+    shown = []
+    for rank in ("best", "median", "worst"):
+        if ranked:
+            row = ranked[chosen[rank]]
+            image, mask, pred = _predict_case(by_name[row["case"]], module, data)
+            shown.append({"image": image, "mask": mask, "pred": pred, "title": f"{rank}: {row['case']}, Dice {_mean_dice(row):.3f}"})
+    return pictures.case_grid(shown, data.labels)
+
+
+def _mean_dice(row: dict[str, Any]) -> float:
+    values = [value for name, value in row.items() if name.startswith("dice/") and value is not None and np.isfinite(value)]
+    return float(np.mean(values)) if values else float("nan")
+
+
+def _predict_case(case: Case, module: SegmentationModule, data: SegmentationDataModule) -> tuple[NDArray, NDArray, NDArray]:
+    """Normalised image, mask and decision of a whole case, through the same tiles as validation."""
+    source, mask_source, statistics = data.open(case)
+    grid = tuple(slice(0, size) for size in source.shape)
+    pred = np.zeros((data.labels.num_classes if not data.labels.exclusive else 1, *source.shape), np.uint8)
+
+    @torch.inference_mode()
+    def network(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = module(torch.from_numpy(images).to(module.device)).float().cpu().numpy()
+        return logits
+
+    module.eval()
+    for core, logits in predict_tiles(network, source, data.normalize, statistics, data.window, data.margin):
+        pred[(slice(None), *core)] = data.labels.decide(data.labels.probs(logits[None]))[0]
+    image = data.normalize(source.read(grid), statistics)
+    return image, mask_source.read(grid), pred[0] if data.labels.exclusive else pred
+
+
+def _without(row: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name != key}

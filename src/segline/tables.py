@@ -1,0 +1,94 @@
+"""Tables: one row an epoch, one row a case, and the one that goes into a paper."""
+
+from __future__ import annotations
+
+import csv
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from segline.labels import Labels
+
+_COLUMNS = {"IoU": "iou", "Dice": "dice", "Precision": "precision", "Recall": "recall", "Dice/case": "dice_case", "Cases": "cases"}
+
+
+def class_table(scores: Mapping[str, float], labels: Labels, split: str, style: str = "plain") -> str:
+    """Scores of each class and their mean, fit for a paper: `plain`, `markdown` or `latex`.
+
+    The last row is the mean over classes (without the background, which is said); a dash stands where a class does not occur.
+    """
+    rows = [["Class" if style != "plain" else split, *_COLUMNS]]
+    for name in labels.names:
+        rows.append([name, *(_number(scores.get(f"{key}/{name}"), key) for key in _COLUMNS.values())])
+    mean = "mean" if labels.background is None else f"mean without {labels.background}"
+    rows.append([mean, *(_number(scores.get(key), key) for key in _COLUMNS.values())])
+    if style == "latex":
+        body = [" & ".join(row) + r" \\" for row in rows]
+        return "\n".join([r"\begin{tabular}{l" + "r" * len(_COLUMNS) + "}", r"\hline", body[0], r"\hline", *body[1:-1], r"\hline", body[-1], r"\hline", r"\end{tabular}"])
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [[cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))] for row in rows]
+    if style == "markdown":
+        rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
+        return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
+    rule = ["-" * w for w in widths]
+    return "\n".join("  ".join(line) for line in (lines[0], rule, *lines[1:-1], rule, lines[-1]))
+
+
+def _number(value: float | None, key: str) -> str:
+    if value is None or value != value:
+        return "–" if key != "cases" else ""
+    return f"{value:.0f}" if key == "cases" else f"{value:.3f}"
+
+
+def append_row(path: Path, row: Mapping[str, float]) -> None:
+    """Add a row to a CSV; new columns are added to those there are, and what was written survives a kill."""
+    rows = read_rows(path)
+    columns = list(dict.fromkeys([*(rows[0] if rows else ()), *row]))
+    _write(path, columns, [*rows, row])
+
+
+def truncate_after(path: Path, epoch: int) -> None:
+    """Drop the rows of an epoch and later ones, which are about to be trained again."""
+    rows = read_rows(path)
+    if any(row["epoch"] >= epoch for row in rows):
+        _write(path, list(rows[0]), [row for row in rows if row["epoch"] < epoch])
+
+
+def read_rows(path: Path) -> list[dict[str, float]]:
+    """The rows of a CSV as numbers; cells without a value are left out."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, float]]) -> None:
+    """Write the whole table beside its name and rename it; it is small."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "w", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            writer.writeheader()
+            # repr gives back the same float; counts stay whole.
+            writer.writerows({name: int(v) if float(v).is_integer() and name in ("epoch", "step") else repr(float(v)) for name, v in row.items()} for row in rows)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def write_cases(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One row a case as Parquet, whole or not at all."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    temporary = path.with_name(f".{path.name}")
+    try:
+        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

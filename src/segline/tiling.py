@@ -1,0 +1,56 @@
+"""Tiles of a grid: which window is read, and which part of it counts. Pure functions of sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One window and the part of it that is kept, in pixels of the whole grid.
+
+    Args:
+        window: What is read; it may reach beyond the far end of the grid.
+        core: What is kept; within the grid, and within the window.
+    """
+
+    window: tuple[slice, ...]
+    core: tuple[slice, ...]
+
+    @property
+    def inner(self) -> tuple[slice, ...]:
+        """The core in pixels of the window."""
+        return tuple(slice(c.start - w.start, c.stop - w.start) for c, w in zip(self.core, self.window, strict=True))
+
+
+def tiles(shape: Sequence[int], window: Sequence[int], margin: Sequence[int]) -> list[Tile]:
+    """Cut a grid into tiles whose cores cover it, each pixel once.
+
+    Windows start at 0 and step by the window less both margins, so that with sizes that are multiples of a network's total stride
+    every window lies on the network's own grid; the last one is padded, not shifted. A core is its window without the margin,
+    except at the borders of the grid.
+
+    Raises:
+        ValueError: The margins leave nothing of the window.
+
+    >>> [(t.window[0].start, t.core[0].start, t.core[0].stop) for t in tiles([10], [6], [1])]
+    [(0, 0, 5), (4, 5, 10)]
+    """
+    if any(m < 0 or 2 * m >= w for w, m in zip(window, margin, strict=True)):
+        raise ValueError(f"a margin of {list(margin)} leaves nothing of a window of {list(window)}; expected less than half of it")
+    axes = [_axis(size, w, m) for size, w, m in zip(shape, window, margin, strict=True)]
+    return [Tile(tuple(w for w, _ in place), tuple(c for _, c in place)) for place in product(*axes)]
+
+
+def _axis(size: int, window: int, margin: int) -> list[tuple[slice, slice]]:
+    """Windows and cores along one axis."""
+    step = window - 2 * margin
+    count = 1 if size <= window else 1 + -(-(size - window) // step)
+    places = []
+    for i in range(count):
+        start = i * step
+        first, last = i == 0, i == count - 1
+        places.append((slice(start, start + window), slice(start + (0 if first else margin), size if last else start + window - margin)))
+    return places

@@ -1,0 +1,6 @@
+"""Train a network: `python src/train.py --help`."""
+
+from segline.cli import main
+
+if __name__ == "__main__":
+    main("train")

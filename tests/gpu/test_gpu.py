@@ -1,0 +1,66 @@
+"""What only a GPU can show: `make test-gpu`, or `pytest -m gpu tests/gpu`."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from segline import tables
+from segline.checkpoints import RESUME, read
+from segline.job import fast_precision
+from segline.losses import DiceCELoss
+from segline.models.attention_unet import AttentionUNet
+from segline.module import memory_format
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+
+
+def step(network: nn.Module, spatial_dims: int, low_precision: bool, channels_last: bool) -> float:
+    size = (128,) * 2 if spatial_dims == 2 else (32,) * 3
+    torch.manual_seed(0)
+    image, mask = torch.randn(2, 3, *size, device="cuda"), torch.randint(0, 4, (2, *size), device="cuda")
+    layout = memory_format(image.ndim) if channels_last else torch.contiguous_format
+    network, image = network.to("cuda", memory_format=layout), image.to(memory_format=layout)
+    with torch.autocast("cuda", torch.bfloat16, enabled=low_precision):
+        loss = DiceCELoss()(network(image), mask)
+    loss.backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+    return float(loss)
+
+
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_precision_and_memory_format_give_the_same_loss(spatial_dims: int) -> None:
+    torch.manual_seed(0)
+    network = AttentionUNet(3, 4, spatial_dims=spatial_dims, channels=[16, 32, 64, 128])
+    plain = step(network, spatial_dims, low_precision=False, channels_last=False)
+    assert step(network, spatial_dims, low_precision=False, channels_last=True) == pytest.approx(plain, rel=1e-3)
+    assert step(network, spatial_dims, low_precision=True, channels_last=True) == pytest.approx(plain, rel=2e-2)
+
+
+def test_bfloat16_is_chosen_where_the_hardware_is_fast_at_it() -> None:
+    expected = "bf16-mixed" if torch.cuda.get_device_capability() >= (8, 0) else "16-mixed"
+    assert fast_precision("gpu") == expected
+
+
+def test_memory_of_a_step_is_given_back() -> None:
+    network = AttentionUNet(3, 4, channels=[16, 32, 64, 128])
+    step(network, 2, low_precision=True, channels_last=True)
+    held = torch.cuda.memory_allocated()
+    for _ in range(3):
+        network.zero_grad(set_to_none=False)
+        step(network, 2, low_precision=True, channels_last=True)
+    assert torch.cuda.memory_allocated() <= held * 1.01
+
+
+@pytest.mark.parametrize("data", ["satellite", "biomedical3d"])
+def test_a_run_trains_and_resumes(tmp_path: Path, data: str) -> None:
+    from tests.test_run import train
+
+    window = "[16,32,32]" if data == "biomedical3d" else "[64,64]"
+    margin = "[4,4,4]" if data == "biomedical3d" else "[8,8]"
+    common = ["trainer=gpu", "trainer.precision=auto", f"data={data}", f"data.window={window}", f"data.margin={margin}"]
+    train(tmp_path / "run", *common, "trainer.max_epochs=1")
+    train(tmp_path / "run", *common, "trainer.max_epochs=2", "resume=auto")
+    assert [row["epoch"] for row in tables.read_rows(tmp_path / "run" / "metrics.csv")] == [0, 1]
+    assert read(tmp_path / "run" / RESUME)["training"]["epoch"] == 2

@@ -1,0 +1,84 @@
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+from segline.card import Card
+from segline.checkpoints import BEST, read, read_network, write
+
+CARD = Card({"_target_": "segline.models.unet.UNet"}, {"classes": {"a": 1}}, {"scope": "case"}, None, None, [32, 32], [8, 8])
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write({"state_dict": {"network.w": torch.arange(3.0)}, "card": CARD.to_dict()}, tmp_path / BEST)
+    card, weights = read_network(tmp_path)
+    assert card == CARD
+    assert weights["w"].tolist() == [0, 1, 2]
+
+
+def test_a_failed_write_keeps_the_old_checkpoint_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "resume.ckpt"
+    write({"step": 1}, path)
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"resume\.ckpt could not be written .*No space left.*MB are free"):
+        write({"step": 2}, path)
+    assert read(path) == {"step": 1}
+    assert os.listdir(tmp_path) == ["resume.ckpt"]
+
+
+def test_every_flipped_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    write({"w": torch.arange(64.0)}, path)
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        info = next(i for i in archive.infolist() if i.file_size == 256)
+    start = whole.index(torch.arange(64.0).numpy().tobytes(), info.header_offset)
+    for place in range(start, start + 256, 17):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match="damaged|truncated"):
+            read(path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_a_truncated_checkpoint_is_refused(tmp_path: Path, share: float) -> None:
+    path = tmp_path / "x.ckpt"
+    write({"w": torch.arange(64.0)}, path)
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+    with pytest.raises(ValueError, match="truncated"):
+        read(path)
+
+
+class Payload:
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (os.environ["CANARY"],)
+
+
+def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    canary = tmp_path / "canary"
+    monkeypatch.setenv("CANARY", str(canary))
+    path = tmp_path / "x.ckpt"
+    torch.save({"state_dict": Payload()}, path)
+    with pytest.raises(ValueError, match="more than tensors and plain data"):
+        read(path)
+    path.write_bytes(pickle.dumps(Payload()))
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        read(path)
+    assert not canary.exists()
+
+
+def test_what_is_no_segline_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no checkpoint"):
+        read_network(tmp_path)
+    write({"state_dict": {}}, tmp_path / BEST)
+    with pytest.raises(ValueError, match="no segline card"):
+        read_network(tmp_path)
+    write({"state_dict": {}, "card": CARD.to_dict() | {"version": 99}}, tmp_path / BEST)
+    with pytest.raises(ValueError, match="version 99"):
+        read_network(tmp_path)

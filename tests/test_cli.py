@@ -1,0 +1,63 @@
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SRC = Path(__file__).resolve().parents[1] / "src"
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, SRC / "train.py", *arguments], capture_output=True, text=True, timeout=120)
+
+
+def test_help_shows_every_group_and_choice_without_torch() -> None:
+    code = (
+        "import sys, runpy; sys.argv = ['train.py', '--help']\n"
+        f"sys.path.insert(0, {str(SRC)!r})\n"
+        "try: runpy.run_path(sys.path[0] + '/train.py', run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print('HEAVY', sorted({'torch', 'pytorch_lightning', 'albumentations', 'wandb'} & set(sys.modules)))"
+    )
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "HEAVY []" in shown.stdout, shown.stderr
+    for group in ("model", "loss", "data", "data/augment", "metrics", "optimizer", "scheduler", "trainer", "callbacks", "logger", "experiment"):
+        assert f"{group}: " in shown.stdout
+    assert "attention_unet, smp, unet" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("override", "hint"),
+    [
+        ("model=attention_unett", "attention_unet"),
+        ("data=satelite", "satellite"),
+        ("modle=unet", "model"),
+        ("optimizer.learning_rate=1", "optimizer.lr"),
+        ("trainer.max_epoch=3", "trainer.max_epochs"),
+        ("data/augment=aeral", "aerial"),
+    ],
+)
+def test_a_misspelt_name_is_answered_with_the_nearest_at_once(override: str, hint: str) -> None:
+    start = time.monotonic()
+    answer = run(override)
+    assert answer.returncode == 1
+    assert f"Did you mean {hint}" in answer.stderr or f" or {hint}" in answer.stderr, answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert time.monotonic() - start < 30  # 3 s on a quiet machine; here only what torch's import would cost is kept out
+
+
+def test_a_run_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    answer = run("trainer=debug", f"hydra.run.dir={tmp_path}/file/run")
+    assert answer.returncode == 1
+    assert "file" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_resume_of_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    answer = run(f"resume={tmp_path}")
+    assert answer.returncode == 1
+    assert "not a run folder" in answer.stderr
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,73 @@
+"""Every YAML of every group composes, and names the arguments that its class takes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra.utils import get_object
+from omegaconf import OmegaConf
+
+from segline.config import CONF_DIR, compose
+
+CHOICES = sorted(
+    (file.parent.relative_to(CONF_DIR).as_posix(), file.stem)
+    for file in CONF_DIR.rglob("*.yaml")
+    if file.parent != CONF_DIR
+)
+#: Groups whose YAML lists every argument, so that any of them is overridden without a `+`.
+WHOLE = {"model", "loss", "data"}
+#: What Hydra itself reads in a node.
+HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+
+
+def targets(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Every node that names a `_target_`, with where it stands."""
+    if isinstance(node, dict):
+        if "_target_" in node:
+            yield path, node
+        for key, child in node.items():
+            yield from targets(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(node, list):
+        for index, child in enumerate(node):
+            yield from targets(child, f"{path}.{index}")
+
+
+def faults(path: str, node: Mapping[str, Any], whole: bool) -> Iterator[str]:
+    """Arguments of a node that its target does not take and, where they are wanted, those that it lacks."""
+    parameters = inspect.signature(get_object(node["_target_"])).parameters
+    named = {name for name, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    given = set(node) - HYDRA_KEYS
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        yield from (f"{path}.{name} is no argument of {node['_target_']}" for name in sorted(given - named))
+    if whole:
+        yield from (f"{path} lacks {name} of {node['_target_']}" for name in sorted(named - given))
+
+
+@pytest.fixture(autouse=True)
+def _no_real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Configs of real data sets name a folder that they don't open."""
+    monkeypatch.setenv("SEGLINE_DATA", str(tmp_path))
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_it_composes_and_names_what_its_class_takes(group: str, choice: str) -> None:
+    config = OmegaConf.to_container(compose([f"{group}={choice}"]), resolve=True)
+    assert isinstance(config, dict)
+    found = targets(config)
+    assert [fault for path, node in found for fault in faults(path, node, whole=path in WHOLE)] == []
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in CONF_DIR.glob("*.yaml")))
+def test_a_command_composes(name: str) -> None:
+    assert compose(name=name)
+
+
+def test_a_planted_fault_is_found() -> None:
+    node = {"_target_": "segline.labels.Labels", "classes": {"cell": 1}, "schema": "overlapping"}
+    assert list(faults("labels", node, whole=False)) == ["labels.schema is no argument of segline.labels.Labels"]
+    lacking = {fault.split()[2] for fault in faults("labels", node, whole=True) if "lacks" in fault}
+    assert lacking == {"scheme", "background", "ignore", "rest", "colors"}

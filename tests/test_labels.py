@@ -1,0 +1,68 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from segline.labels import IGNORE_INDEX, Labels
+
+
+def test_encode_exclusive_equals_a_loop_over_pixels() -> None:
+    labels = Labels({"soil": 0, "weed": "#ff0000", "crop": ["#00ff00", 7]}, ignore=[9])
+    raw = np.random.default_rng(0).choice([0, 0xFF0000, 0x00FF00, 7, 9], (5, 6, 7))
+    meaning = {0: 0, 0xFF0000: 1, 0x00FF00: 2, 7: 2, 9: IGNORE_INDEX}
+    expected = [meaning[v] for v in raw.ravel().tolist()]
+    assert labels.encode(raw).ravel().tolist() == expected
+
+
+def test_encode_overlapping_lets_classes_share_values() -> None:
+    labels = Labels({"hippocampus": [1, 2], "anterior": [1]}, scheme="overlapping", ignore=[9])
+    assert labels.encode(np.array([0, 1, 2, 9])).tolist() == [[0, 1, 1, 255], [0, 1, 0, 255]]
+
+
+def test_a_value_outside_the_classes_is_named_with_its_count() -> None:
+    with pytest.raises(ValueError, match=r"7 \(2 pixels\).*data\.labels\.classes"):
+        Labels({"a": 0, "b": 1}).encode(np.array([0, 1, 7, 7]))
+    with pytest.raises(ValueError, match=r"#0000ff \(1 pixels\)"):
+        Labels({"a": "#000000", "b": "#ff0000"}).encode(np.array([0, 0x0000FF]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"classes": {"a": 0}}, "overlapping"),
+        ({"classes": {"a": 0, "b": 0}}, "0 belongs to"),
+        ({"classes": {"a": 0, "b": 1}, "ignore": 1}, "1 belongs to"),
+        ({"classes": {"a": 0, "b": 1}, "background": "c"}, "background"),
+        ({"classes": {"a": 0, "b": 1}, "scheme": "multiclass"}, "exclusive, overlapping"),
+        ({"classes": {"a": 0, "b": 1}, "colors": {"c": "#000000"}}, "colors"),
+        ({"classes": {"a": 0, "b": "red"}}, "'red'"),
+        ({"classes": {"a": 1}, "scheme": "overlapping", "rest": [1]}, "1 belongs to"),
+    ],
+)
+def test_labels_that_contradict_themselves_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Labels(**arguments)
+
+
+@given(st.sampled_from(["exclusive", "overlapping"]), st.integers(1, 3), st.integers(2, 4), st.integers(0, 99))
+def test_numpy_and_torch_give_the_same_probabilities_and_decision(scheme: str, batch: int, classes: int, seed: int) -> None:
+    labels = Labels({f"c{k}": k + 1 for k in range(classes)}, scheme=scheme)
+    logits = np.random.default_rng(seed).normal(scale=20, size=(batch, classes, 3, 4)).astype(np.float32)
+    probs = labels.probs(logits)
+    np.testing.assert_allclose(probs, labels.probs(torch.from_numpy(logits)).numpy(), atol=1e-6)
+    assert np.array_equal(labels.decide(probs), labels.decide(torch.from_numpy(probs)).numpy())
+    if scheme == "exclusive":
+        np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
+
+
+def test_a_card_brings_back_equal_labels() -> None:
+    labels = Labels({"a": "#102030", "b": ["#ffffff", 3]}, background="a", ignore=[9], colors={"b": "#00ff00"})
+    again = Labels(**labels.to_dict())
+    assert again == labels
+    assert again.palette.tolist() == [[0x10, 0x20, 0x30], [0, 255, 0]]
+
+
+def test_colours_of_many_classes_differ() -> None:
+    palette = Labels({f"c{k}": k for k in range(60)}).palette
+    assert len({tuple(color) for color in palette.tolist()}) == 60
