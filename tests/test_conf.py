@@ -13,11 +13,14 @@ from omegaconf import OmegaConf
 
 from segline.config import CONF_DIR, compose
 
-CHOICES = sorted(
-    (file.parent.relative_to(CONF_DIR).as_posix(), file.stem)
-    for file in CONF_DIR.rglob("*.yaml")
+#: Pieces that files of a group share, and nobody chooses.
+PIECES = {"data/domain"}
+FILES = {
+    (file.parent.relative_to(CONF_DIR).as_posix(), file.stem): file
+    for file in sorted(CONF_DIR.rglob("*.yaml"))
     if file.parent != CONF_DIR
-)
+}
+CHOICES = [choice for choice in FILES if choice[0] not in PIECES]
 #: Groups whose YAML lists every argument, so that any of them is overridden without a `+`.
 WHOLE = {"model", "loss", "data"}
 #: What Hydra itself reads in a node.
@@ -59,6 +62,13 @@ def test_it_composes_and_names_what_its_class_takes(group: str, choice: str) -> 
     assert isinstance(config, dict)
     found = targets(config)
     assert [fault for path, node in found for fault in faults(path, node, whole=path in WHOLE)] == []
+
+
+@pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "data"])
+def test_a_data_set_has_the_classes_of_its_own_file_alone(choice: str) -> None:
+    written = OmegaConf.load(FILES["data", choice])
+    composed = compose([f"data={choice}"])
+    assert composed.data.labels.get("classes") == OmegaConf.select(written, "labels.classes")
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in CONF_DIR.glob("*.yaml")))

@@ -56,9 +56,8 @@ def faults(modules: Mapping[str, str]) -> Iterator[str]:
             library = name.split(".")[0]
             if part(module) not in KNOWN_BY.get(library, {part(module)}):
                 yield f"{module} imports {library}"
-            elif library == "segline" and "." in name:
-                if LEVEL[part(name)] < LEVEL[part(module)]:
-                    yield f"{module} imports {name}, which lies above it"
+            elif library == "segline" and "." in name and LEVEL[part(name)] < LEVEL[part(module)]:
+                yield f"{module} imports {name}, which lies above it"
         # `segline.io.source.Window` is a name in a module, `segline.io.source` the module itself.
         graph[module] = {m for name in names for m in (name, name.rpartition(".")[0]) if m in modules}
     try:

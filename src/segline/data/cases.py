@@ -118,7 +118,8 @@ def _match(root: Path, template: str) -> list[tuple[dict[str, str], Path]]:
     def group(match: re.Match[str]) -> str:
         name = match.group(1)
         repeated, _ = name in seen, seen.add(name)
-        return f"(?P={name})" if repeated else f"(?P<{name}>[^/]+?)"
+        text = "|".join(SPLITS) if name == "split" else "[^/]+?"
+        return f"(?P={name})" if repeated else f"(?P<{name}>{text})"
 
     parts = re.split(r"(\{\w+\})", template)
     pattern = re.compile("".join(re.sub(r"\{(\w+)\}", group, part) if part.startswith("{") else re.escape(part) for part in parts))

@@ -98,7 +98,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.num_workers = max(0, len(os.sched_getaffinity(0)) - 1) if num_workers is None else num_workers
         self.cases: dict[str, list[Case]] = {}
         self.facts: dict[str, Facts] = {}
-        self.dropped: list[str] = []
+        self.notes: list[str] = []
         self._sampler: WindowSampler | None = None
         if len(self.window) != spatial_dims or len(self.margin) != spatial_dims:
             raise ValueError(f"data.window is {self.window} and data.margin {self.margin}; expected {spatial_dims} sizes each")
@@ -123,9 +123,9 @@ class SegmentationDataModule(pl.LightningDataModule):
         if faults:
             raise ValueError(list_faults(faults))
         used = [case for case in cases if self.facts[case.name].empty is None]
-        self.dropped = [f"{case.name}: {self.facts[case.name].empty}" for case in cases if self.facts[case.name].empty]
+        self.notes = [f"{case.name}: {self.facts[case.name].empty}" for case in cases if self.facts[case.name].empty]
         if not used:
-            raise ValueError(list_faults(self.dropped))
+            raise ValueError(list_faults(self.notes))
         self.cases = split_cases(used, self.val, self.test, self.order)
         self._check_classes()
         if self.normalize.scope == "dataset":
@@ -168,12 +168,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         return []
 
     def _check_classes(self) -> None:
-        pixels = self.pixels("train")
-        if missing := [name for name, count in zip(self.labels.names, pixels, strict=True) if not count]:
-            elsewhere = [split for split in ("val", "test") if self.cases[split] and self.pixels(split)[[self.labels.names.index(m) for m in missing]].any()]
-            if elsewhere or not pixels.any():
-                raise ValueError(f"{', '.join(missing)} never occurs in the training part, but in the {elsewhere} part; draw another split by data.group or data.val")
-            self.dropped.append(f"class {', '.join(missing)} never occurs in these files, so it cannot be learnt")
+        """Say which classes cannot be learnt: it may be a long tail, or an id that was mistyped."""
+        absent = [name for name, count in zip(self.labels.names, self.pixels("train"), strict=True) if not count]
+        if absent:
+            self.notes.append(f"never in the training part, so not to be learnt: {', '.join(absent)}")
 
     # What the job asks for
 
@@ -230,7 +228,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             f"bands     {self.in_channels}: {ranges}; normalised by the {self.normalize.scope}",
             f"windows   {' x '.join(map(str, self.window))}, {self.batch_size} a step, {self.steps_per_epoch} steps an epoch, {self.num_workers} workers",
         ]
-        return lines + [f"left out  {line}" for line in self.dropped]
+        return lines + [f"note      {line}" for line in self.notes]
 
     def _total(self) -> int:
         """Pixels of the training part that count."""

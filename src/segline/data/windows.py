@@ -48,7 +48,7 @@ class Reader:
         """Arrays of a window that may reach beyond the case."""
         if index not in self._opened:
             self._opened[index] = self.open_case(self.cases[index])
-            if len(self._opened) > 32:  # open files are few
+            if len(self._opened) > 256:  # a process may hold only so many open files
                 self._opened.pop(next(iter(self._opened)))
         image_source, mask_source = self._opened[index]
         image, mask = read_padded(image_source, window), read_padded(mask_source, window)
