@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import pytest
 from hydra.utils import get_object
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from segline.config import CONF_DIR, compose
 
@@ -25,6 +26,12 @@ CHOICES = [choice for choice in FILES if choice[0] not in PIECES]
 WHOLE = {"model", "loss", "data"}
 #: What Hydra itself reads in a node.
 HYDRA_KEYS = {"_target_", "_partial_", "_convert_", "_recursive_", "_args_"}
+
+
+@functools.cache
+def composed(group: str, choice: str) -> DictConfig:
+    """The whole config with one choice made."""
+    return compose([f"{group}={choice}"])
 
 
 def targets(node: Any, path: str = "") -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -58,7 +65,7 @@ def _no_real_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_it_composes_and_names_what_its_class_takes(group: str, choice: str) -> None:
-    config = OmegaConf.to_container(compose([f"{group}={choice}"]), resolve=True)
+    config = OmegaConf.to_container(composed(group, choice), resolve=True)
     assert isinstance(config, dict)
     found = targets(config)
     assert [fault for path, node in found for fault in faults(path, node, whole=path in WHOLE)] == []
@@ -67,8 +74,7 @@ def test_it_composes_and_names_what_its_class_takes(group: str, choice: str) -> 
 @pytest.mark.parametrize("choice", [choice for group, choice in CHOICES if group == "data"])
 def test_a_data_set_has_the_classes_of_its_own_file_alone(choice: str) -> None:
     written = OmegaConf.load(FILES["data", choice])
-    composed = compose([f"data={choice}"])
-    assert composed.data.labels.get("classes") == OmegaConf.select(written, "labels.classes")
+    assert composed("data", choice).data.labels.get("classes") == OmegaConf.select(written, "labels.classes")
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in CONF_DIR.glob("*.yaml")))

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
+import sys
+import tomllib
 from collections.abc import Iterator, Mapping
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -116,3 +120,14 @@ def test_scripts_import_only_the_command_line() -> None:
     for file in SRC.glob("*.py"):
         ours = {name for name in imported(file.read_text()) if name.startswith("segline")}
         assert ours <= {"segline.cli.main"}, file
+
+
+def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
+    project = tomllib.loads((SRC.parent / "pyproject.toml").read_text())["project"]
+    declared = {re.split("[<>=]", line)[0] for line in project["dependencies"]}
+    names = {name for file in SRC.rglob("*.py") for name in imported(file.read_text())}
+    for file in (SRC.parent / "conf").rglob("*.yaml"):
+        names |= set(re.findall(r"_target_: (\w+)\.", file.read_text()))
+    libraries = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"segline"}
+    made_by = packages_distributions()
+    assert {made_by[library][0].lower().replace("_", "-") for library in libraries} == declared

@@ -89,6 +89,6 @@ def test_it_trains_with_a_config_folder_of_the_user_on_top(installed: Path, tmp_
     model.parent.mkdir(parents=True)
     unet = (REPOSITORY / "conf" / "model" / "unet.yaml").read_text()
     model.write_text(re.sub(r"(?m)^channels: .*", "channels: [4, 8]", unet))
-    overrides = ["model=tiny", "data=biomedical", "trainer=debug", "logger=none", f"hydra.run.dir={tmp_path / 'run'}"]
+    overrides = ["model=tiny", "trainer=debug", "logger=none", f"hydra.run.dir={tmp_path / 'run'}"]
     call(installed / "segline", "train", "--config-dir", tmp_path / "mine", *overrides, cwd=tmp_path)
     assert list((tmp_path / "run").rglob("*.ckpt"))

@@ -1,15 +1,12 @@
-"""The command line around Hydra: `segline train`, going on in a run folder, and errors that say what would work."""
+"""The command line around Hydra: `segline train`, and going on in a run folder."""
 
 from __future__ import annotations
 
-import difflib
-import os
-import re
 import sys
-import traceback
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
+
+from segline.explain import explained
 
 _COMMANDS = ("train", "predict")
 
@@ -46,82 +43,3 @@ def going_on(arguments: Sequence[str]) -> list[str]:
 
     saved = [o for o in yaml.safe_load(overrides.read_text()) if not o.startswith("resume=")]
     return [*saved, *arguments, f"hydra.run.dir='{run}'"]
-
-
-@contextmanager
-def explained(command: str, arguments: Sequence[str]) -> Iterator[None]:
-    """Answer a mistake of the user's in a few lines instead of a traceback; HYDRA_FULL_ERROR=1 shows it all."""
-    full = os.environ.get("HYDRA_FULL_ERROR")
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here and not to Hydra's own printer
-    try:
-        yield
-    except Exception as error:
-        if full:
-            raise
-        message = _explain(error, command, arguments)
-        if message is None:
-            traceback.print_exc()
-        print(f"error: {message or error}", file=sys.stderr)
-        sys.exit(1)
-    finally:
-        os.environ.pop("HYDRA_FULL_ERROR", None)
-        if full:
-            os.environ["HYDRA_FULL_ERROR"] = full
-
-
-def _explain(error: Exception, command: str, arguments: Sequence[str]) -> str | None:
-    """What to say instead of a traceback; None for a fault of the program."""
-    from hydra.errors import HydraException, InstantiationException, MissingConfigException
-
-    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
-        group, _, name = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={name} does not exist.{nearest(name, error.options or ())}\nChoices of {group}: {', '.join(error.options or ())}"
-    if isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError):
-        return str(error.__cause__)
-    if isinstance(error, HydraException):
-        return _explain_override(str(error), command)
-    if isinstance(error, ValueError | OSError) and _is_ours(error):
-        return str(error)
-    return None
-
-
-def _explain_override(message: str, command: str) -> str:
-    match = re.search(r"Could not (?:override|append|delete)[^']*'([^'=]+)", message)
-    if match is None:
-        return message
-    key = match.group(1)
-    return f"there is no {key!r} to override.{nearest(key, _known(command))}\n`python src/{command}.py --help` lists the groups, `--cfg job` every key."
-
-
-def _known(command: str) -> list[str]:
-    """Every group and every key of the command's config."""
-    from omegaconf import DictConfig, OmegaConf
-
-    from segline.config import CONF_DIR, compose
-
-    def keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-        for key in node:
-            yield f"{prefix}{key}"
-            child = OmegaConf.to_container(node, resolve=False)
-            if isinstance(child, dict) and isinstance(child[key], dict):
-                yield from keys(OmegaConf.create(child[key]), f"{prefix}{key}.")
-
-    groups = [str(folder.relative_to(CONF_DIR)) for folder in CONF_DIR.rglob("*") if folder.is_dir()]
-    return [*groups, *keys(compose(name=command))]
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint at the names that are most like a word, by the whole name or by its last part."""
-    known = list(known)
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    if not close:
-        last = {name: name.rsplit(".", 1)[-1] for name in known}
-        ends = difflib.get_close_matches(word.rsplit(".", 1)[-1], list(last.values()), n=3, cutoff=0.7)
-        close = [name for name, end in last.items() if end in ends][:3]
-    return f" Did you mean {' or '.join(close)}?" if close else ""
-
-
-def _is_ours(error: BaseException) -> bool:
-    """Whether the error was raised by segline itself, where messages are written for users."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return bool(frames) and Path(__file__).parent in Path(frames[-1].filename).parents

@@ -193,7 +193,7 @@ def _silence() -> None:
 
 
 if __name__ == "__main__":
-    from segline.cli import explained
+    from segline.explain import explained
 
     with explained("train", sys.argv[1:]):
         run(Path(sys.argv[1]))

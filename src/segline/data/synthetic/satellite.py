@@ -117,12 +117,12 @@ def _paint_fields(rng: np.random.Generator, scene: Scene, rows: Field, columns: 
     """Boxy fields, each with a crop, its own tint and drilling rows; tracks and hedges between some."""
     shape = scene.mask.shape
     along, across = turned(rows, columns, angle)
-    along = along + 3 * fractal(rng, shape, 90)
-    across = across * rng.uniform(1.2, 1.9) + 3 * fractal(rng, shape, 90)
+    along = along + 3 * fractal(rng, shape, 150, 1.4)
+    across = across * rng.uniform(1.2, 1.9) + 3 * fractal(rng, shape, 150, 1.4)
     at = np.stack([along, across], -1)
     low, high = at.min((0, 1)), at.max((0, 1))
-    points = low + scattered(rng, high - low, step=rng.uniform(62, 85))
-    index, _, border = cells(points, at, metric=np.inf)
+    points = low + scattered(rng, high - low, step=rng.uniform(62, 85), jitter=0.28)
+    index, _, border = cells(points, at)
     field, neighbour = index[..., 0], index[..., 1]
     kinds = rng.choice(len(_CROPS), len(points), p=_CROP_SHARES)
     spectra = np.array([color for color, _ in _CROPS.values()], np.float32)
@@ -141,7 +141,7 @@ def _paint_fields(rng: np.random.Generator, scene: Scene, rows: Field, columns: 
     fate = (np.minimum(field, neighbour) * 7919 + np.maximum(field, neighbour) * 104729) % 100
     margin = fractal(rng, shape, 12, 0.6)
     scene.paint(border < 1.2, _GRASS, "vegetation", 0.15 * margin)
-    scene.paint((border < 1.3) & (fate < 30), _GRAVEL, "road", 0.08 * margin)
+    scene.paint((border < 1.3) & (fate < 16), _GRAVEL, "road", 0.08 * margin)
     _plant(rng, scene, (border < 3 + 1.2 * margin) & (fate >= 72), rows, columns, crown=5.0)
 
 
@@ -150,7 +150,7 @@ def _plant(rng: np.random.Generator, scene: Scene, where: NDArray[np.bool_], row
     points = scattered(rng, scene.mask.shape, crown)
     index, distance, _ = cells(points, np.stack([rows, columns], -1))
     tree = index[..., 0]
-    dome = np.clip(1 - (distance[..., 0] / (0.75 * crown)) ** 2, 0, 1).astype(np.float32)
+    dome = np.clip(1 - (distance / (0.75 * crown)) ** 2, 0, 1).astype(np.float32)
     green = rng.normal(1, 0.16, (len(points), 1)) * rng.normal(1, 0.07, (len(points), 4))
     color = np.array(_CROWN, np.float32)[:, None, None] * green[tree].transpose(2, 0, 1) * (0.6 + 0.55 * dome)
     scene.paint(where, color[:, where], "vegetation")
@@ -168,7 +168,7 @@ def _paint_woods(rng: np.random.Generator, scene: Scene, rows: Field, columns: F
 def _paint_water(rng: np.random.Generator, scene: Scene, rows: Field, columns: Field) -> None:
     """A river in most scenes, ponds in others, with sand banks, muddy shallows and a soft shore."""
     shape = scene.mask.shape
-    shore = 5 * fractal(rng, shape, 40, 0.8)
+    shore = 5 * fractal(rng, shape, 60, 1.25)
     level = np.full(shape, -99, np.float32)
     if rng.random() < 0.75:
         along, across = turned(rows - shape[0] * rng.uniform(0.3, 0.7), columns - shape[1] * rng.uniform(0.3, 0.7), rng.uniform(0, np.pi))
@@ -197,6 +197,8 @@ def _paint_roads(rng: np.random.Generator, scene: Scene, rows: Field, columns: F
         along, across = turned(rows - place.row, columns - place.column, place.angle)
         street = place.streets(along, across) & (scene.mask != CLASSES["water"])
         main = np.abs(curve_distance(rng, along, across, rng.uniform(4, 16), rng.uniform(260, 420)))
+        if place is places[-1] and len(places) > 1:  # the last one lies at the end of its road
+            main = np.where(along < place.radius, main, np.inf)
         scene.paint((main < place.road_width + 1.2) & (scene.mask != CLASSES["water"]), _GRASS, "vegetation", wear)
         for where, spectrum in ((street, _CONCRETE if rng.random() < 0.4 else _ASPHALT), (main < place.road_width, _ASPHALT)):
             scene.paint(where, tuple(rng.normal(1, 0.12) * np.array(spectrum)), "road", wear)

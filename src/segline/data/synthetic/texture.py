@@ -36,19 +36,20 @@ def scattered(rng: np.random.Generator, size: Sequence[float], step: float, jitt
     return grid + rng.uniform(-jitter, jitter, grid.shape) * step
 
 
-def cells(points: NDArray[np.float64], at: NDArray[np.float64], metric: float = 2) -> tuple[NDArray[np.intp], NDArray[np.float64], Field]:
-    """Voronoi cells: whose cell each place is in, who is next, and how far the border is.
+def cells(points: NDArray[np.float64], at: NDArray[np.floating]) -> tuple[NDArray[np.intp], Field, Field]:
+    """Voronoi cells: whose cell each place is in, how far its seed is, and how far the border.
 
     Args:
         points: Seeds of the cells, `[N, rank]`.
         at: Places, `[*S, rank]`.
-        metric: 2 for round cells, infinity for boxes.
 
     Returns:
-        Nearest and second nearest seed `[*S, 2]`, distances to them `[*S, 2]`, distance to the border `[*S]`.
+        Nearest and second nearest seed `[*S, 2]`, distance to the nearest `[*S]`, distance to the border `[*S]`.
     """
-    distance, index = cKDTree(points).query(at, k=2, p=metric)
-    return index, distance, ((distance[..., 1] - distance[..., 0]) / 2).astype(np.float32)
+    distance, index = cKDTree(points).query(at, k=2)
+    apart = np.linalg.norm(points[index[..., 0]] - points[index[..., 1]], axis=-1)
+    border = (distance[..., 1] ** 2 - distance[..., 0] ** 2) / (2 * apart)
+    return index, distance[..., 0].astype(np.float32), border.astype(np.float32)
 
 
 def turned(rows: Field, columns: Field, angle: float) -> tuple[Field, Field]:

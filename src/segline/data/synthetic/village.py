@@ -49,10 +49,11 @@ class Village:
     roofs: NDArray[np.float64]
 
     def streets(self, along: Field, across: Field) -> NDArray[np.bool_]:
-        """Where the streets are, given coordinates along and across the main road."""
+        """Where the streets beside the main road are, given coordinates along and across it."""
         bent = across + 0.0015 * along**2
-        near = np.abs(bent - self.block * np.rint(bent / self.block)) < 1.35
-        cross = np.abs(along - 74 * np.rint(along / 74 - 0.3) - 22) < 1.35
+        row = np.rint(bent / self.block)
+        near = (np.abs(bent - self.block * row) < 1.15) & (row != 0)
+        cross = np.abs(along - 74 * np.rint(along / 74 - 0.3) - 22) < 1.15
         return (near | cross) & (np.hypot(along, across) < self.radius)
 
     def houses(self, rng: np.random.Generator) -> Iterator[Lot]:
@@ -79,7 +80,7 @@ def villages(rng: np.random.Generator, shape: tuple[int, ...], dry: NDArray[np.b
         row, column = rng.uniform(0.12, 0.88, 2) * shape
         apart = all(np.hypot(row - other.row, column - other.column) > 130 for other in found)
         if apart and dry[max(int(row) - 25, 0) : int(row) + 25, max(int(column) - 25, 0) : int(column) + 25].mean() > 0.9:
-            radius, block, width = rng.uniform(52, 88), rng.uniform(26, 32), rng.uniform(1.9, 2.6)
+            radius, block, width = rng.uniform(52, 88), rng.uniform(29, 34), rng.uniform(1.7, 2.3)
             found.append(Village(row, column, rng.uniform(0, np.pi), radius, block, width, rng.dirichlet([3, 2, 2, 2, 0.7, 0.7])))
         if len(found) == 3:
             break
