@@ -77,9 +77,20 @@ def bare(config: Any, low_precision: bool, channels_last: bool) -> float:
 
 def main() -> None:
     """Print the ratios."""
-    overrides = ["trainer=cpu", "logger=none", f"data.steps_per_epoch={WARMUP + STEPS + 2}", "trainer.max_epochs=1", *sys.argv[1:]]
+    overrides = [
+        "trainer=cpu",
+        "logger=none",
+        f"data.steps_per_epoch={WARMUP + STEPS + 2}",
+        "trainer.max_epochs=1",
+        *sys.argv[1:],
+    ]
     composed = compose(overrides)
-    config = OmegaConf.create({"run": {"name": "steps", "data": "data", "model": "model", "loss": "loss"}, **OmegaConf.to_container(composed, resolve=True)})
+    config = OmegaConf.create(
+        {
+            "run": {"name": "steps", "data": "data", "model": "model", "loss": "loss"},
+            **OmegaConf.to_container(composed, resolve=True),
+        }
+    )
     low = job.fast_precision("cpu") == "bf16-mixed"
     job._silence()
     rounds = []
@@ -89,7 +100,9 @@ def main() -> None:
     ours, plain = (min(values) for values in zip(*rounds, strict=True))
     print(f"pipeline {ours * 1e3:.0f} ms, bare loop {plain * 1e3:.0f} ms a step: {ours / plain - 1:+.1%}")
     slow, fast = bare(config, False, False), bare(config, True, True)
-    print(f"float32 contiguous {slow * 1e3:.0f} ms, bfloat16 channels last {fast * 1e3:.0f} ms a step: {slow / fast:.1f} times as fast")
+    print(
+        f"float32 contiguous {slow * 1e3:.0f} ms, bfloat16 channels last {fast * 1e3:.0f} ms a step: {slow / fast:.1f} times as fast"
+    )
 
 
 if __name__ == "__main__":

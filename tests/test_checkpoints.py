@@ -9,7 +9,9 @@ import torch
 from segline.card import Card
 from segline.checkpoints import BEST, read, read_network, write
 
-CARD = Card({"_target_": "segline.models.unet.UNet"}, {"classes": {"a": 1}}, {"scope": "case"}, None, None, [32, 32], [8, 8])
+CARD = Card(
+    {"_target_": "segline.models.unet.UNet"}, {"classes": {"a": 1}}, {"scope": "case"}, None, None, [32, 32], [8, 8]
+)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -19,7 +21,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     assert weights["w"].tolist() == [0, 1, 2]
 
 
-def test_a_failed_write_keeps_the_old_checkpoint_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_keeps_the_old_checkpoint_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "resume.ckpt"
     write({"step": 1}, path)
 

@@ -23,7 +23,19 @@ def test_help_shows_every_group_and_choice_without_torch() -> None:
     )
     shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "HEAVY []" in shown.stdout, shown.stderr
-    for group in ("model", "loss", "data", "data/augment", "metrics", "optimizer", "scheduler", "trainer", "callbacks", "logger", "experiment"):
+    for group in (
+        "model",
+        "loss",
+        "data",
+        "data/augment",
+        "metrics",
+        "optimizer",
+        "scheduler",
+        "trainer",
+        "callbacks",
+        "logger",
+        "experiment",
+    ):
         assert f"{group}: " in shown.stdout
     assert "attention_unet, smp, unet" in shown.stdout
 

@@ -46,7 +46,9 @@ def test_labels_that_contradict_themselves_are_refused(arguments: dict, message:
 
 
 @given(st.sampled_from(["exclusive", "overlapping"]), st.integers(1, 3), st.integers(2, 4), st.integers(0, 99))
-def test_numpy_and_torch_give_the_same_probabilities_and_decision(scheme: str, batch: int, classes: int, seed: int) -> None:
+def test_numpy_and_torch_give_the_same_probabilities_and_decision(
+    scheme: str, batch: int, classes: int, seed: int
+) -> None:
     labels = Labels({f"c{k}": k + 1 for k in range(classes)}, scheme=scheme)
     logits = np.random.default_rng(seed).normal(scale=20, size=(batch, classes, 3, 4)).astype(np.float32)
     probs = labels.probs(logits)

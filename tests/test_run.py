@@ -19,7 +19,16 @@ from segline import tables
 from segline.checkpoints import BEST, RESUME, read
 
 SRC = Path(__file__).resolve().parents[1] / "src"
-TINY = ["trainer=cpu", "trainer.precision=32", "logger=none", "model=unet", "model.channels=[4,8]", "data.steps_per_epoch=3", "data.batch_size=2", "data.num_workers=0"]
+TINY = [
+    "trainer=cpu",
+    "trainer.precision=32",
+    "logger=none",
+    "model=unet",
+    "model.channels=[4,8]",
+    "data.steps_per_epoch=3",
+    "data.batch_size=2",
+    "data.num_workers=0",
+]
 
 
 def command(run_dir: Path, *overrides: str) -> list[str]:
@@ -37,9 +46,21 @@ def train(run_dir: Path, *overrides: str, check: bool = True) -> subprocess.Comp
 def test_a_run_leaves_what_it_says_and_predicts(tmp_path: Path, data: str) -> None:
     window = "[16,32,32]" if data == "biomedical3d" else "[64,64]"
     margin = "[4,4,4]" if data == "biomedical3d" else "[8,8]"
-    done = train(tmp_path / "run", f"data={data}", f"data.window={window}", f"data.margin={margin}", "trainer.max_epochs=2")
+    done = train(
+        tmp_path / "run", f"data={data}", f"data.window={window}", f"data.margin={margin}", "trainer.max_epochs=2"
+    )
     names = set(os.listdir(tmp_path / "run"))
-    assert names >= {"config.yaml", "environment.json", BEST, RESUME, "metrics.csv", "cases.parquet", "scores.json", "curves.png", "cases.png"}
+    assert names >= {
+        "config.yaml",
+        "environment.json",
+        BEST,
+        RESUME,
+        "metrics.csv",
+        "cases.parquet",
+        "scores.json",
+        "curves.png",
+        "cases.png",
+    }
     assert "Dice" in done.stdout
     assert f"run: {tmp_path / 'run'}" in done.stdout
 
@@ -86,7 +107,12 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, undisturbed: tuple
     draw = random.Random(seed)
     run_dir = tmp_path / "run"
     for _ in range(3):
-        process = subprocess.Popen(command(run_dir, *RESUMABLE, "resume=auto"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            command(run_dir, *RESUMABLE, "resume=auto"),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         time.sleep(draw.uniform(0.3, 1.0) * seconds)
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
@@ -96,31 +122,46 @@ def test_a_killed_run_ends_with_the_same_bits(tmp_path: Path, undisturbed: tuple
 
 @pytest.mark.slow
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_saves_first_and_the_run_goes_on(tmp_path: Path, undisturbed: tuple[Path, float], signum: signal.Signals) -> None:
+def test_a_signal_saves_first_and_the_run_goes_on(
+    tmp_path: Path, undisturbed: tuple[Path, float], signum: signal.Signals
+) -> None:
     whole, _ = undisturbed
     run_dir = tmp_path / "run"
     overrides = [*RESUMABLE, "callbacks.checkpoint_minutes=null"]
-    process = subprocess.Popen(command(run_dir, *overrides), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        command(run_dir, *overrides), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     while not (run_dir / "metrics.csv").exists():
         time.sleep(0.02)
         assert process.poll() is None
     process.send_signal(signum)
     assert process.wait(60) == 128 + signum
-    done = subprocess.run([sys.executable, str(SRC / "train.py"), f"resume={run_dir}"], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, str(SRC / "train.py"), f"resume={run_dir}"], capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert_same_run(whole, run_dir)
 
 
 @pytest.mark.slow
 def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
-    common = ["data=satellite", "data.window=[64,64]", "data.margin=[8,8]", "trainer.max_epochs=1", "model.norm=instance", "data.steps_per_epoch=4"]
+    common = [
+        "data=satellite",
+        "data.window=[64,64]",
+        "data.margin=[8,8]",
+        "trainer.max_epochs=1",
+        "model.norm=instance",
+        "data.steps_per_epoch=4",
+    ]
     train(tmp_path / "one", *common, "data.batch_size=4")
     train(tmp_path / "two", *common, "data.batch_size=2", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     one, two = (tables.read_rows(tmp_path / name / "metrics.csv")[0] for name in ("one", "two"))
     assert one["train/loss"] == pytest.approx(two["train/loss"], rel=0.05)
     first, second = (pq.read_table(tmp_path / name / "cases.parquet").to_pylist() for name in ("one", "two"))
     assert [row["case"] for row in first] == [row["case"] for row in second]
-    totals = [[sum(v for k, v in row.items() if k.split("/")[0] in ("tp", "fn")) for row in rows] for rows in (first, second)]
+    totals = [
+        [sum(v for k, v in row.items() if k.split("/")[0] in ("tp", "fn")) for row in rows] for rows in (first, second)
+    ]
     assert totals[0] == totals[1]  # each pixel of each case once, however many processes
 
 
@@ -128,7 +169,16 @@ def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
 def test_not_a_number_stops_at_that_step_and_names_the_samples(tmp_path: Path) -> None:
     train(tmp_path / "run", "data=satellite", "data.window=[64,64]", "data.margin=[8,8]", "trainer.max_epochs=1")
     best = (tmp_path / "run" / BEST).read_bytes()
-    done = train(tmp_path / "run", "data=satellite", "data.window=[64,64]", "data.margin=[8,8]", "trainer.max_epochs=4", "resume=auto", "optimizer.lr=1e30", check=False)
+    done = train(
+        tmp_path / "run",
+        "data=satellite",
+        "data.window=[64,64]",
+        "data.margin=[8,8]",
+        "trainer.max_epochs=4",
+        "resume=auto",
+        "optimizer.lr=1e30",
+        check=False,
+    )
     assert done.returncode == 1
     assert "the loss is nan at step" in done.stderr or "the loss is inf at step" in done.stderr, done.stderr
     assert "best checkpoint is whole" in done.stderr

@@ -59,7 +59,9 @@ class Albumentations:
 
         kept = [transform for transform in transforms.values() if transform is not None]
         if wrong := [type(t).__name__ for t in kept if not isinstance(t, albumentations.DualTransform)]:
-            raise ValueError(f"{', '.join(wrong)} of albumentations changes intensities; use segline.augment's, which are right for any bands and range")
+            raise ValueError(
+                f"{', '.join(wrong)} of albumentations changes intensities; use segline.augment's, which are right for any bands and range"
+            )
         self._compose = albumentations.Compose(kept)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
@@ -103,7 +105,14 @@ class Warp:
         elastic: float = 0.0,
         elastic_cells: int = 4,
     ) -> None:
-        self.p, self.degrees, self.scale, self.shift, self.elastic, self.elastic_cells = p, degrees, scale, shift, elastic, elastic_cells
+        self.p, self.degrees, self.scale, self.shift, self.elastic, self.elastic_cells = (
+            p,
+            degrees,
+            scale,
+            shift,
+            elastic,
+            elastic_cells,
+        )
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Warp a sample."""
@@ -111,7 +120,10 @@ class Warp:
             return sample
         size = sample["image"].shape[1:]
         places = self._places(size, rng)
-        return {name: _sample_at(array, places, order=1 if name == "image" else 0, axes=len(size)) for name, array in sample.items()}
+        return {
+            name: _sample_at(array, places, order=1 if name == "image" else 0, axes=len(size))
+            for name, array in sample.items()
+        }
 
     def _places(self, size: Sequence[int], rng: np.random.Generator) -> NDArray[np.float32]:
         """Where each pixel of the result comes from, `[axes, *S]`."""
@@ -148,7 +160,13 @@ class Brightness:
         if rng.random() >= self.p:
             return sample
         bands = len(sample["image"])
-        return _with_image(sample, sample["image"] + _per_band(rng.uniform(-self.limit, self.limit) + rng.uniform(-self.band_limit, self.band_limit, bands), sample))
+        return _with_image(
+            sample,
+            sample["image"]
+            + _per_band(
+                rng.uniform(-self.limit, self.limit) + rng.uniform(-self.band_limit, self.band_limit, bands), sample
+            ),
+        )
 
 
 class Contrast:
@@ -185,7 +203,10 @@ class Gamma:
         least, span = image.min(axes, keepdims=True), np.ptp(image, axes, keepdims=True)
         curved = ((image - least) / np.maximum(span, 1e-6)) ** power
         mean, std = curved.mean(axes, keepdims=True), curved.std(axes, keepdims=True)
-        return _with_image(sample, (curved - mean) / np.maximum(std, 1e-6) * image.std(axes, keepdims=True) + image.mean(axes, keepdims=True))
+        return _with_image(
+            sample,
+            (curved - mean) / np.maximum(std, 1e-6) * image.std(axes, keepdims=True) + image.mean(axes, keepdims=True),
+        )
 
 
 class GaussianNoise:
@@ -199,7 +220,9 @@ class GaussianNoise:
         if rng.random() >= self.p:
             return sample
         image = sample["image"]
-        return _with_image(sample, image + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, self.limit)))
+        return _with_image(
+            sample, image + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, self.limit))
+        )
 
 
 class GaussianBlur:
@@ -213,7 +236,9 @@ class GaussianBlur:
         if rng.random() >= self.p:
             return sample
         sigma = rng.uniform(*self.sigma)
-        return _with_image(sample, np.stack([ndimage.gaussian_filter(band, sigma, truncate=3.0) for band in sample["image"]]))
+        return _with_image(
+            sample, np.stack([ndimage.gaussian_filter(band, sigma, truncate=3.0) for band in sample["image"]])
+        )
 
 
 def _with_image(sample: Sample, image: NDArray[Any]) -> Sample:

@@ -32,7 +32,9 @@ class SameConfig(Callback):
         """
         first = trainer.strategy.broadcast(self.fingerprint)
         if first != self.fingerprint:
-            raise ValueError(f"process {trainer.global_rank} was started with another config than process 0; start them by one src/train.py")
+            raise ValueError(
+                f"process {trainer.global_rank} was started with another config than process 0; start them by one src/train.py"
+            )
 
 
 class Budget(Callback):
@@ -44,7 +46,9 @@ class Budget(Callback):
         max_epochs: Only for the share: Lightning itself ends after them.
     """
 
-    def __init__(self, max_steps: int | None = None, max_time: timedelta | None = None, max_epochs: int | None = None) -> None:
+    def __init__(
+        self, max_steps: int | None = None, max_time: timedelta | None = None, max_epochs: int | None = None
+    ) -> None:
         self.max_steps, self.max_time, self.max_epochs = max_steps, max_time, max_epochs
         self._before = 0.0  # seconds spent by runs that this one goes on from
         self._started: float | None = None
@@ -58,7 +62,9 @@ class Budget(Callback):
         """Share of the budget that is spent, 0 to 1."""
         if self.max_time is not None:
             return min(1.0, self.elapsed / self.max_time.total_seconds())
-        steps = self.max_steps or (self.max_epochs or 1) * -(-int(trainer.num_training_batches) // trainer.accumulate_grad_batches)
+        steps = self.max_steps or (self.max_epochs or 1) * -(
+            -int(trainer.num_training_batches) // trainer.accumulate_grad_batches
+        )
         return min(1.0, trainer.global_step / steps)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -80,7 +86,9 @@ class Budget(Callback):
         self._before, self._started = self.elapsed, None
 
     def _stop_when_spent(self, trainer: pl.Trainer) -> None:
-        if (self.max_steps or self.max_time) and trainer.strategy.reduce_boolean_decision(self.spent(trainer) >= 1.0, all=False):
+        if (self.max_steps or self.max_time) and trainer.strategy.reduce_boolean_decision(
+            self.spent(trainer) >= 1.0, all=False
+        ):
             trainer.should_stop = True
 
     def state_dict(self) -> dict[str, Any]:
@@ -146,7 +154,11 @@ class EpochTable(Checkpoint):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the epoch's row."""
         if trainer.is_global_zero:
-            values = {name: float(value) for name, value in sorted(trainer.callback_metrics.items()) if "/" in name or name == "lr"}
+            values = {
+                name: float(value)
+                for name, value in sorted(trainer.callback_metrics.items())
+                if "/" in name or name == "lr"
+            }
             tables.append_row(self.path, {"epoch": trainer.current_epoch, "step": trainer.global_step, **values})
 
 
@@ -164,7 +176,9 @@ class Checkpoints(Checkpoint):
         every_minutes: Also save within an epoch, this often; None for epochs only.
     """
 
-    def __init__(self, folder: Path, card: Card, objective: str, maximize: bool = True, every_minutes: float | None = None) -> None:
+    def __init__(
+        self, folder: Path, card: Card, objective: str, maximize: bool = True, every_minutes: float | None = None
+    ) -> None:
         self.folder, self.card, self.objective, self.maximize = folder, card, objective, maximize
         self.every_minutes = every_minutes
         self.best: float | None = None
@@ -180,14 +194,27 @@ class Checkpoints(Checkpoint):
             return
         value = trainer.callback_metrics.get(self.objective)
         if value is None:
-            logged = ", ".join(sorted(name for name in map(str, trainer.callback_metrics) if name.startswith("val/") and name.count("/") == 1))
-            raise ValueError(f"the objective {self.objective!r} was not logged; these were: {logged}; set objective= to one of them")
+            logged = ", ".join(
+                sorted(
+                    name
+                    for name in map(str, trainer.callback_metrics)
+                    if name.startswith("val/") and name.count("/") == 1
+                )
+            )
+            raise ValueError(
+                f"the objective {self.objective!r} was not logged; these were: {logged}; set objective= to one of them"
+            )
         if self.best is None or (float(value) > self.best if self.maximize else float(value) < self.best):
             self.best = float(value)
             if trainer.is_global_zero:
                 weights = {f"network.{name}": w for name, w in pl_module.network.state_dict().items()}
                 scores = {name: float(v) for name, v in trainer.callback_metrics.items()}
-                content = {"card": self.card.to_dict(), "state_dict": weights, "epoch": trainer.current_epoch, "scores": scores}
+                content = {
+                    "card": self.card.to_dict(),
+                    "state_dict": weights,
+                    "epoch": trainer.current_epoch,
+                    "scores": scores,
+                }
                 write(content, self.folder / BEST)
 
     # Resuming
@@ -208,7 +235,9 @@ class Checkpoints(Checkpoint):
             return
         interrupted = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         minutes = (time.monotonic() - self._saved) / 60
-        due = self.every_minutes is not None and trainer.strategy.reduce_boolean_decision(minutes >= self.every_minutes, all=False)
+        due = self.every_minutes is not None and trainer.strategy.reduce_boolean_decision(
+            minutes >= self.every_minutes, all=False
+        )
         if interrupted or due:
             self._save(trainer)
         if interrupted:
@@ -220,7 +249,9 @@ class Checkpoints(Checkpoint):
         if trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
             raise SystemExit(128 + (self._signal or signal.SIGTERM))
 
-    def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Add what Lightning leaves out."""
         checkpoint["card"] = self.card.to_dict()
         checkpoint["training"] = {
@@ -232,7 +263,9 @@ class Checkpoints(Checkpoint):
             "batches": 0 if trainer.is_last_batch else trainer.fit_loop.epoch_loop.batch_progress.current.processed,
         }
 
-    def on_load_checkpoint(self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
         """Take back what `on_save_checkpoint` added."""
         self._restored = checkpoint["training"]
         self.best = self._restored["best"]

@@ -50,10 +50,14 @@ class Card:
         if not isinstance(data, dict) or "version" not in data:
             raise ValueError("there is no segline card in this checkpoint; expected one that src/train.py wrote")
         if data["version"] != CARD_VERSION:
-            raise ValueError(f"the card is of version {data['version']}; this segline reads version {CARD_VERSION}; use the segline that wrote it")
+            raise ValueError(
+                f"the card is of version {data['version']}; this segline reads version {CARD_VERSION}; use the segline that wrote it"
+            )
         names = {f.name for f in dataclasses.fields(cls)}
         if missing := names - set(data):
-            raise ValueError(f"the card lacks {sorted(missing)}; the checkpoint was not written by segline or is damaged")
+            raise ValueError(
+                f"the card lacks {sorted(missing)}; the checkpoint was not written by segline or is damaged"
+            )
         if unknown := set(data) - names:
             raise ValueError(f"the card has unknown fields {sorted(unknown)}; it was written by another segline")
         return cls(**data)

@@ -37,7 +37,9 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         free = os.statvfs(path.parent)
-        raise OSError(f"{path} could not be written ({error}); {free.f_bavail * free.f_frsize / 1e6:.0f} MB are free there") from error
+        raise OSError(
+            f"{path} could not be written ({error}); {free.f_bavail * free.f_frsize / 1e6:.0f} MB are free there"
+        ) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
     folder = os.open(path.parent, os.O_RDONLY)
@@ -59,13 +61,19 @@ def read(path: Path) -> dict[str, Any]:
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()  # torch.load does not compare the checksums
         if damaged:
-            raise ValueError(f"{path} is damaged: the checksum of {damaged} does not fit; use another checkpoint of the run")
+            raise ValueError(
+                f"{path} is damaged: the checksum of {damaged} does not fit; use another checkpoint of the run"
+            )
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except zipfile.BadZipFile as error:
-        raise ValueError(f"{path} is not a checkpoint or is truncated ({error}); use another checkpoint of the run") from error
+        raise ValueError(
+            f"{path} is not a checkpoint or is truncated ({error}); use another checkpoint of the run"
+        ) from error
     except (pickle.UnpicklingError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"{path} holds more than tensors and plain data and is not read ({reason}); segline's own checkpoints do not") from error
+        raise ValueError(
+            f"{path} holds more than tensors and plain data and is not read ({reason}); segline's own checkpoints do not"
+        ) from error
     if not isinstance(checkpoint, dict):
         raise ValueError(f"{path} holds a {type(checkpoint).__name__}; expected a checkpoint that src/train.py wrote")
     return checkpoint
@@ -85,7 +93,9 @@ def read_network(checkpoint: str | Path) -> tuple[Card, dict[str, torch.Tensor]]
         card = Card.from_dict(content.get("card"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    weights = {name.removeprefix("network."): w for name, w in content["state_dict"].items() if name.startswith("network.")}
+    weights = {
+        name.removeprefix("network."): w for name, w in content["state_dict"].items() if name.startswith("network.")
+    }
     return card, weights
 
 

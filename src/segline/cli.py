@@ -38,7 +38,9 @@ def going_on(arguments: Sequence[str]) -> list[str]:
     run = Path(given[-1].removeprefix("resume=").strip("'\""))
     overrides = run / ".hydra" / "overrides.yaml"
     if not overrides.is_file():
-        raise ValueError(f"{given[-1]}: {run} is not a run folder of src/train.py; expected one that holds .hydra/overrides.yaml and resume.ckpt")
+        raise ValueError(
+            f"{given[-1]}: {run} is not a run folder of src/train.py; expected one that holds .hydra/overrides.yaml and resume.ckpt"
+        )
     import yaml
 
     saved = [o for o in yaml.safe_load(overrides.read_text()) if not o.startswith("resume=")]

@@ -56,7 +56,9 @@ def run(path: Path) -> None:
         _finish(config, run_dir, trainer, module, data)
 
 
-def _finish(config: DictConfig, run_dir: Path, trainer: pl.Trainer, module: SegmentationModule, data: SegmentationDataModule) -> None:
+def _finish(
+    config: DictConfig, run_dir: Path, trainer: pl.Trainer, module: SegmentationModule, data: SegmentationDataModule
+) -> None:
     """Evaluate the best weights on the validation part, and on the test part where there is one, and leave the report."""
     _, weights = read_network(run_dir / BEST)
     module.network.load_state_dict(weights)
@@ -75,7 +77,9 @@ def _finish(config: DictConfig, run_dir: Path, trainer: pl.Trainer, module: Segm
 
 
 def _build_module(config: DictConfig, data: SegmentationDataModule) -> SegmentationModule:
-    loss = build(OmegaConf.merge(config.loss, {"class_weights": data.class_weights()}) if config.class_weights else config.loss)
+    loss = build(
+        OmegaConf.merge(config.loss, {"class_weights": data.class_weights()}) if config.class_weights else config.loss
+    )
     if data.labels.scheme not in loss.schemes:
         raise ValueError(
             f"loss={config.run.loss} takes {' or '.join(sorted(loss.schemes))} labels, but data={config.run.data} has {data.labels.scheme} ones; "
@@ -86,7 +90,13 @@ def _build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentat
         network = network.to(memory_format=memory_format(2 + config.data.spatial_dims))
     cases = {split: [case.name for case in cases] for split, cases in data.cases.items()}
     return SegmentationModule(
-        network, loss, data.labels, cases, build(config.optimizer), metrics=build(config.metrics), channels_last=config.trainer.channels_last
+        network,
+        loss,
+        data.labels,
+        cases,
+        build(config.optimizer),
+        metrics=build(config.metrics),
+        channels_last=config.trainer.channels_last,
     )
 
 
@@ -108,7 +118,14 @@ def _build_trainer(config: DictConfig, run_dir: Path, card: Card) -> pl.Trainer:
         Progress(config.objective),
     ]
     if config.callbacks.early_stopping:
-        callbacks.append(EarlyStopping(config.objective, mode="max" if maximize else "min", check_finite=False, **config.callbacks.early_stopping))
+        callbacks.append(
+            EarlyStopping(
+                config.objective,
+                mode="max" if maximize else "min",
+                check_finite=False,
+                **config.callbacks.early_stopping,
+            )
+        )
     callbacks += [
         EpochTable(run_dir / "metrics.csv"),
         Checkpoints(run_dir, card, config.objective, maximize, config.callbacks.checkpoint_minutes),
@@ -134,7 +151,9 @@ def _budget(settings: dict[str, Any]) -> Budget:
         try:
             days, hours, minutes, seconds = (int(part) for part in str(limit).split(":"))
         except ValueError:
-            raise ValueError(f"trainer.max_time is {limit!r}; expected DD:HH:MM:SS, such as 00:00:10:00 for ten minutes") from None
+            raise ValueError(
+                f"trainer.max_time is {limit!r}; expected DD:HH:MM:SS, such as 00:00:10:00 for ten minutes"
+            ) from None
         return Budget(max_time=timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds))
     return Budget(max_steps=steps) if steps else Budget(max_epochs=epochs)
 
@@ -151,9 +170,13 @@ def _resume_checkpoint(config: DictConfig, run_dir: Path) -> dict[str, Any] | No
     """What to go on from, or None to start."""
     path = run_dir / RESUME
     if path.exists() and config.resume is None:
-        raise ValueError(f"{run_dir} holds a run already; set resume=auto to go on with it, or another hydra.run.dir to start anew")
+        raise ValueError(
+            f"{run_dir} holds a run already; set resume=auto to go on with it, or another hydra.run.dir to start anew"
+        )
     if not path.exists() and config.resume not in (None, "auto"):
-        raise ValueError(f"resume={config.resume}: there is no {path}; the run was ended before its first checkpoint: start it anew")
+        raise ValueError(
+            f"resume={config.resume}: there is no {path}; the run was ended before its first checkpoint: start it anew"
+        )
     return read(path) if path.exists() else None
 
 
@@ -178,7 +201,9 @@ def _locked(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{run_dir} is in use by another process; wait for it, or set another hydra.run.dir") from None
+            raise ValueError(
+                f"{run_dir} is in use by another process; wait for it, or set another hydra.run.dir"
+            ) from None
         yield
 
 

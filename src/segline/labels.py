@@ -71,9 +71,13 @@ class Labels:
                 "as a class, or set data.labels.scheme=overlapping for one sigmoid channel"
             )
         if self.background is not None and (not self.exclusive or self.background not in self.names):
-            raise ValueError(f"labels.background is {self.background!r}; expected null or, of exclusive labels, one of {list(self.names)}")
+            raise ValueError(
+                f"labels.background is {self.background!r}; expected null or, of exclusive labels, one of {list(self.names)}"
+            )
         if unknown := set(self.colors) - set(self.names):
-            raise ValueError(f"labels.colors names {sorted(unknown)}, which are not among the classes {list(self.names)}")
+            raise ValueError(
+                f"labels.colors names {sorted(unknown)}, which are not among the classes {list(self.names)}"
+            )
         used: dict[int, str] = dict.fromkeys(self.ignore, "ignore")
         groups = [("rest", self.rest), *(self.values.items() if self.exclusive else [])]
         if not self.exclusive:
@@ -81,7 +85,9 @@ class Labels:
         for name, values in groups:
             for value in values:
                 if value in used:
-                    raise ValueError(f"raw mask value {value} belongs to {used[value]!r} and to {name!r}; give it to one of them")
+                    raise ValueError(
+                        f"raw mask value {value} belongs to {used[value]!r} and to {name!r}; give it to one of them"
+                    )
                 used[value] = name
 
     @property
@@ -113,7 +119,11 @@ class Labels:
             if color is None:
                 from_file = self._raw["classes"][name]
                 first = from_file if isinstance(from_file, (int, str)) else from_file[0]
-                color = values[0] if isinstance(first, str) and first.startswith("#") else _default_color(k, name == self.background)
+                color = (
+                    values[0]
+                    if isinstance(first, str) and first.startswith("#")
+                    else _default_color(k, name == self.background)
+                )
             rows.append([color >> 16 & 255, color >> 8 & 255, color & 255])
         return np.array(rows, np.uint8)
 
@@ -195,7 +205,9 @@ class Labels:
 def parse_values(raw: RawValues) -> tuple[int, ...]:
     """Raw mask values as integers: `7`, `"#8429f6"`, or several of them."""
     if isinstance(raw, bool) or not isinstance(raw, (int, str, Sequence)):
-        raise ValueError(f"a mask value is {raw!r}; expected an id such as 7, a colour such as '#8429f6', or a list of them")
+        raise ValueError(
+            f"a mask value is {raw!r}; expected an id such as 7, a colour such as '#8429f6', or a list of them"
+        )
     if isinstance(raw, int):
         return (raw,)
     if isinstance(raw, str):

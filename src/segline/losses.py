@@ -25,16 +25,24 @@ class Loss(nn.Module):
 
     def __init__(self, class_weights: Sequence[float] | None = None) -> None:
         super().__init__()
-        self.register_buffer("class_weights", None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32), persistent=False)
+        self.register_buffer(
+            "class_weights",
+            None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32),
+            persistent=False,
+        )
 
     def forward(self, logits: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of a batch."""
         exclusive = mask.ndim == logits.ndim - 1
         scheme = "exclusive" if exclusive else "overlapping"
         if scheme not in self.schemes:
-            raise ValueError(f"{type(self).__name__} does not take {scheme} labels; set loss=dice_ce, or loss={'ce' if exclusive else 'bce'}")
+            raise ValueError(
+                f"{type(self).__name__} does not take {scheme} labels; set loss=dice_ce, or loss={'ce' if exclusive else 'bce'}"
+            )
         if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
-            raise ValueError(f"class_weights has {len(self.class_weights)} values, but there are {logits.shape[1]} classes; give one for each")
+            raise ValueError(
+                f"class_weights has {len(self.class_weights)} values, but there are {logits.shape[1]} classes; give one for each"
+            )
         with torch.autocast(logits.device.type, enabled=False):
             return self.compute(logits.float(), mask, weight)
 
@@ -128,7 +136,9 @@ class DiceCELoss(Loss):
         Isensee et al., nnU-Net, Nature Methods 2021. https://doi.org/10.1038/s41592-020-01008-z
     """
 
-    def __init__(self, class_weights: Sequence[float] | None = None, smooth: float = 1.0, dice_weight: float = 1.0) -> None:
+    def __init__(
+        self, class_weights: Sequence[float] | None = None, smooth: float = 1.0, dice_weight: float = 1.0
+    ) -> None:
         super().__init__(class_weights)
         self.dice, self.dice_weight = DiceLoss(class_weights, smooth), dice_weight
         self.exclusive, self.overlapping = CrossEntropyLoss(class_weights), BCELoss(class_weights)

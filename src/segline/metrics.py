@@ -99,7 +99,9 @@ class Overlap(Metric):
         for i in range(len(counts)):
             row: dict[str, Any] = {"case": i}
             for k, c in enumerate(self.labels.names):
-                row |= {f"{name}/{c}": None if value[i][k] != value[i][k] else value[i][k] for name, value in scores.items()}
+                row |= {
+                    f"{name}/{c}": None if value[i][k] != value[i][k] else value[i][k] for name, value in scores.items()
+                }
                 row |= {f"{part}/{c}": counts[i][k][j] for j, part in enumerate(("tp", "fp", "fn"))}
             rows.append(row)
         return rows

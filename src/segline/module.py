@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -44,9 +43,13 @@ class SegmentationModule(pl.LightningModule):
         super().__init__()
         self.network, self.loss, self.labels, self.cases = network, loss, labels, cases
         self.optimizer = optimizer
-        self.overlap = nn.ModuleDict({f"{split}_overlap": Overlap(labels, len(names)) for split, names in cases.items()})
+        self.overlap = nn.ModuleDict(
+            {f"{split}_overlap": Overlap(labels, len(names)) for split, names in cases.items()}
+        )
         self.losses = nn.ModuleDict({f"{split}_loss": MeanMetric() for split in cases})
-        self.extra = nn.ModuleDict({f"{split}_{name}": m.clone() for split in ("val", "test") for name, m in (metrics or {}).items()})
+        self.extra = nn.ModuleDict(
+            {f"{split}_{name}": m.clone() for split in ("val", "test") for name, m in (metrics or {}).items()}
+        )
         self.channels_last = channels_last
 
     def forward(self, image: Tensor) -> Tensor:
@@ -110,7 +113,9 @@ class SegmentationModule(pl.LightningModule):
         if split == "train":  # evaluation's states stay readable until the next evaluation, for tables and pictures
             loss.reset()
             overlap.reset()
-        self.log_dict({f"{split}/{name}": float(value) for name, value in scores.items() if value == value}, sync_dist=True)
+        self.log_dict(
+            {f"{split}/{name}": float(value) for name, value in scores.items() if value == value}, sync_dist=True
+        )
 
     def on_validation_epoch_start(self) -> None:
         self._reset("val")
@@ -126,16 +131,25 @@ class SegmentationModule(pl.LightningModule):
 
     def measured(self) -> list[Tensor]:
         """Sums of the running epoch over all processes."""
-        return [self.trainer.strategy.reduce(getattr(metric, name).clone(), reduce_op="sum") for metric, name in self._running()]
+        return [
+            self.trainer.strategy.reduce(getattr(metric, name).clone(), reduce_op="sum")
+            for metric, name in self._running()
+        ]
 
     def restore_measured(self, sums: list[Tensor]) -> None:
         """Go on from sums that `measured` gave; on one process only."""
         for (metric, name), value in zip(self._running(), sums, strict=True):
             setattr(metric, name, value.to(self.device))
-            metric._update_count = max(metric._update_count, 1)  # else torchmetrics warns of a compute without an update
+            metric._update_count = max(
+                metric._update_count, 1
+            )  # else torchmetrics warns of a compute without an update
 
     def _running(self) -> list[tuple[Metric, str]]:
-        return [(metric, name) for metric in (self.losses["train_loss"], self.overlap["train_overlap"]) for name in metric._defaults]
+        return [
+            (metric, name)
+            for metric in (self.losses["train_loss"], self.overlap["train_overlap"])
+            for name in metric._defaults
+        ]
 
     # Moving data
 

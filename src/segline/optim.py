@@ -13,5 +13,8 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
     A decaying bias or norm scale only fights what the data ask for; weights without gradient are left out.
     """
     trained = [p for p in network.parameters() if p.requires_grad]
-    groups: list[dict[str, Any]] = [{"params": [p for p in trained if p.ndim > 1]}, {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in trained if p.ndim > 1]},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]

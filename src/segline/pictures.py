@@ -16,7 +16,13 @@ from segline.labels import IGNORE_INDEX, Labels
 
 _IGNORED = (128, 128, 128)
 #: Right, missed, invented, taken for another class: told apart by colour-blind readers, too (Okabe and Ito).
-_ERRORS = {"right": (235, 235, 235), "missed": (0, 114, 178), "invented": (213, 94, 0), "another class": (204, 121, 167), "ignored": _IGNORED}
+_ERRORS = {
+    "right": (235, 235, 235),
+    "missed": (0, 114, 178),
+    "invented": (213, 94, 0),
+    "another class": (204, 121, 167),
+    "ignored": _IGNORED,
+}
 _DPI = 110
 
 
@@ -82,12 +88,20 @@ def case_grid(cases: Sequence[Mapping[str, Any]], labels: Labels) -> Figure:
     for row, case in zip(axes, cases, strict=False):
         shown = flat({name: case[name] for name in ("image", "mask", "pred")}, labels)
         rgb = to_rgb(shown["image"])
-        panels = [rgb, colorize(shown["mask"], labels), colorize(shown["pred"], labels), error_map(shown["mask"], shown["pred"], labels)]
+        panels = [
+            rgb,
+            colorize(shown["mask"], labels),
+            colorize(shown["pred"], labels),
+            error_map(shown["mask"], shown["pred"], labels),
+        ]
         for axis, panel, title in zip(row, panels, ("image", "truth", "prediction", "error"), strict=True):
             axis.imshow(panel, interpolation="nearest")
             axis.set_title(case["title"] if title == "image" else title, fontsize=9, loc="left")
             axis.set_axis_off()
-    colors = {**dict(zip(labels.names, labels.palette, strict=True)), **{k: v for k, v in _ERRORS.items() if k != "right"}}
+    colors = {
+        **dict(zip(labels.names, labels.palette, strict=True)),
+        **{k: v for k, v in _ERRORS.items() if k != "right"},
+    }
     handles = [Patch(facecolor=np.array(color) / 255, edgecolor="0.4", label=name) for name, color in colors.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 9), frameon=False, fontsize=9)
     return figure
@@ -138,7 +152,15 @@ def confusion_matrix(matrix: NDArray[np.int64], names: Sequence[str]) -> Figure:
     axis.set_ylabel("truth")
     if len(names) <= 25:
         for (row, column), value in np.ndenumerate(share):
-            axis.text(column, row, f"{100 * value:.0f}" if value >= 0.005 else "·", ha="center", va="center", fontsize=8, color="white" if value > 0.55 else "0.2")
+            axis.text(
+                column,
+                row,
+                f"{100 * value:.0f}" if value >= 0.005 else "·",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if value > 0.55 else "0.2",
+            )
     figure.colorbar(shown, ax=axis, shrink=0.8, format=lambda v, _: f"{100 * v:.0f} %")
     return figure
 

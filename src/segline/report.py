@@ -26,7 +26,9 @@ from segline.inference.tiled import predict_tiles
 from segline.module import SegmentationModule
 
 
-def announce(config: DictConfig, data: SegmentationDataModule, network: nn.Module, trainer: pl.Trainer, run_dir: Path) -> None:
+def announce(
+    config: DictConfig, data: SegmentationDataModule, network: nn.Module, trainer: pl.Trainer, run_dir: Path
+) -> None:
     """Say what the run will do, and keep what it runs on in `environment.json`."""
     budget = next(c for c in trainer.callbacks if isinstance(c, Budget))  # type: ignore[attr-defined]
     weights = sum(p.numel() for p in network.parameters())
@@ -43,7 +45,16 @@ def announce(config: DictConfig, data: SegmentationDataModule, network: nn.Modul
 
 def environment() -> dict[str, Any]:
     """Versions, hardware and the state of the code."""
-    packages = ("segline", "torch", "pytorch-lightning", "hydra-core", "torchmetrics", "segmentation-models-pytorch", "albumentations", "numpy")
+    packages = (
+        "segline",
+        "torch",
+        "pytorch-lightning",
+        "hydra-core",
+        "torchmetrics",
+        "segmentation-models-pytorch",
+        "albumentations",
+        "numpy",
+    )
     versions = {}
     for package in packages:
         try:
@@ -67,7 +78,9 @@ def _git_state() -> dict[str, Any] | None:
     folder = Path(__file__).parent
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return {"commit": git("rev-parse", "HEAD"), "changed": git("status", "--porcelain").splitlines()}
@@ -96,13 +109,31 @@ def result(split: str, module: SegmentationModule, data: SegmentationDataModule,
     with overlap.sync_context():
         table, confusion = overlap.case_table(), overlap.confusion
     cases = data.cases[split]
-    rows = [{"split": split, "case": cases[int(row["case"])].name, "group": cases[int(row["case"])].group, **_without(row, "case")} for row in table]
+    rows = [
+        {
+            "split": split,
+            "case": cases[int(row["case"])].name,
+            "group": cases[int(row["case"])].group,
+            **_without(row, "case"),
+        }
+        for row in table
+    ]
     prefix = f"{split}/"
-    scores = {name.removeprefix(prefix): float(value) for name, value in trainer.callback_metrics.items() if name.startswith(prefix)}
+    scores = {
+        name.removeprefix(prefix): float(value)
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith(prefix)
+    }
     return Result(scores, rows, confusion.cpu().numpy() if data.labels.exclusive else None)
 
 
-def write(config: DictConfig, run_dir: Path, results: dict[str, Result], module: SegmentationModule, data: SegmentationDataModule) -> list[Path]:
+def write(
+    config: DictConfig,
+    run_dir: Path,
+    results: dict[str, Result],
+    module: SegmentationModule,
+    data: SegmentationDataModule,
+) -> list[Path]:
     """Leave tables and pictures of the best weights in the run folder and print the table of the last split; the pictures' paths."""
     scores = {f"{split}/{name}": value for split, r in results.items() for name, value in r.scores.items()}
     (run_dir / "scores.json").write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
@@ -139,16 +170,27 @@ def _draw_cases(split: str, last: Result, module: SegmentationModule, data: Segm
         if ranked:
             row = ranked[chosen[rank]]
             image, mask, pred = _predict_case(by_name[row["case"]], module, data)
-            shown.append({"image": image, "mask": mask, "pred": pred, "title": f"{rank}: {row['case']}, Dice {_mean_dice(row):.3f}"})
+            shown.append(
+                {
+                    "image": image,
+                    "mask": mask,
+                    "pred": pred,
+                    "title": f"{rank}: {row['case']}, Dice {_mean_dice(row):.3f}",
+                }
+            )
     return pictures.case_grid(shown, data.labels)
 
 
 def _mean_dice(row: dict[str, Any]) -> float:
-    values = [value for name, value in row.items() if name.startswith("dice/") and value is not None and np.isfinite(value)]
+    values = [
+        value for name, value in row.items() if name.startswith("dice/") and value is not None and np.isfinite(value)
+    ]
     return float(np.mean(values)) if values else float("nan")
 
 
-def _predict_case(case: Case, module: SegmentationModule, data: SegmentationDataModule) -> tuple[NDArray, NDArray, NDArray]:
+def _predict_case(
+    case: Case, module: SegmentationModule, data: SegmentationDataModule
+) -> tuple[NDArray, NDArray, NDArray]:
     """Normalised image, mask and decision of a whole case, through the same tiles as validation."""
     source, mask_source, statistics = data.open(case)
     grid = tuple(slice(0, size) for size in source.shape)

@@ -20,16 +20,29 @@ def train(config: DictConfig) -> float | None:
     """Train, then test the best checkpoint; the value of the objective is what a sweep maximises."""
     run_dir = Path(HydraConfig.get().runtime.output_dir)
     choices = HydraConfig.get().runtime.choices
-    resolved = _resolve(config, {"name": run_dir.name, **{group: choices[group] for group in ("data", "model", "loss")}})
+    resolved = _resolve(
+        config, {"name": run_dir.name, **{group: choices[group] for group in ("data", "model", "loss")}}
+    )
     path = run_dir / "config.yaml"
     OmegaConf.save(resolved, path)
 
     processes = _num_processes(resolved.trainer)
     if processes > 1:
         # Lightning's own launcher would start the whole command line, in a sweep the whole sweep, once more for each process.
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", "segline.job", str(path)]
+        command = [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            "-m",
+            "segline.job",
+            str(path),
+        ]
         search = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-        code = subprocess.call(command, env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")})
+        code = subprocess.call(
+            command, env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+        )
         if code:
             sys.exit(code)
     else:
@@ -51,7 +64,11 @@ def predict(config: DictConfig) -> None:
 
 def _resolve(config: DictConfig, run: dict[str, Any]) -> DictConfig:
     """The config without interpolations, with the name and the choices of the run."""
-    if config.data.get("labels") is None or config.data.labels.get("classes") is None or config.data.in_channels is None:
+    if (
+        config.data.get("labels") is None
+        or config.data.labels.get("classes") is None
+        or config.data.in_channels is None
+    ):
         from segline.data.folder import discover
 
         config.data = discover(config.data)

@@ -18,7 +18,9 @@ class Schedule:
 
     def __init__(self, warmup: float = 0.0) -> None:
         if not 0 <= warmup < 1:
-            raise ValueError(f"scheduler.warmup is {warmup}; expected a share of the budget, from 0 to below 1, such as 0.05")
+            raise ValueError(
+                f"scheduler.warmup is {warmup}; expected a share of the budget, from 0 to below 1, such as 0.05"
+            )
         self.warmup = warmup
 
     def factor(self, spent: float) -> float:

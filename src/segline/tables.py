@@ -11,7 +11,14 @@ from typing import Any
 
 from segline.labels import Labels
 
-_COLUMNS = {"IoU": "iou", "Dice": "dice", "Precision": "precision", "Recall": "recall", "Dice/case": "dice_case", "Cases": "cases"}
+_COLUMNS = {
+    "IoU": "iou",
+    "Dice": "dice",
+    "Precision": "precision",
+    "Recall": "recall",
+    "Dice/case": "dice_case",
+    "Cases": "cases",
+}
 
 
 def class_table(scores: Mapping[str, float], labels: Labels, split: str, style: str = "plain") -> str:
@@ -26,9 +33,24 @@ def class_table(scores: Mapping[str, float], labels: Labels, split: str, style: 
     rows.append([mean, *(_number(scores.get(key), key) for key in _COLUMNS.values())])
     if style == "latex":
         body = [" & ".join(row) + r" \\" for row in rows]
-        return "\n".join([r"\begin{tabular}{l" + "r" * len(_COLUMNS) + "}", r"\hline", body[0], r"\hline", *body[1:-1], r"\hline", body[-1], r"\hline", r"\end{tabular}"])
+        return "\n".join(
+            [
+                r"\begin{tabular}{l" + "r" * len(_COLUMNS) + "}",
+                r"\hline",
+                body[0],
+                r"\hline",
+                *body[1:-1],
+                r"\hline",
+                body[-1],
+                r"\hline",
+                r"\end{tabular}",
+            ]
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [[cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))] for row in rows]
+    lines = [
+        [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
+        for row in rows
+    ]
     if style == "markdown":
         rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
         return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
@@ -73,7 +95,13 @@ def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, float
             writer = csv.DictWriter(file, columns)
             writer.writeheader()
             # repr gives back the same float; counts stay whole.
-            writer.writerows({name: int(v) if float(v).is_integer() and name in ("epoch", "step") else repr(float(v)) for name, v in row.items()} for row in rows)
+            writer.writerows(
+                {
+                    name: int(v) if float(v).is_integer() and name in ("epoch", "step") else repr(float(v))
+                    for name, v in row.items()
+                }
+                for row in rows
+            )
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

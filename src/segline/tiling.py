@@ -39,7 +39,9 @@ def tiles(shape: Sequence[int], window: Sequence[int], margin: Sequence[int]) ->
     [(0, 0, 5), (4, 5, 10)]
     """
     if any(m < 0 or 2 * m >= w for w, m in zip(window, margin, strict=True)):
-        raise ValueError(f"a margin of {list(margin)} leaves nothing of a window of {list(window)}; expected less than half of it")
+        raise ValueError(
+            f"a margin of {list(margin)} leaves nothing of a window of {list(window)}; expected less than half of it"
+        )
     axes = [_axis(size, w, m) for size, w, m in zip(shape, window, margin, strict=True)]
     return [Tile(tuple(w for w, _ in place), tuple(c for _, c in place)) for place in product(*axes)]
 
@@ -52,5 +54,10 @@ def _axis(size: int, window: int, margin: int) -> list[tuple[slice, slice]]:
     for i in range(count):
         start = i * step
         first, last = i == 0, i == count - 1
-        places.append((slice(start, start + window), slice(start + (0 if first else margin), size if last else start + window - margin)))
+        places.append(
+            (
+                slice(start, start + window),
+                slice(start + (0 if first else margin), size if last else start + window - margin),
+            )
+        )
     return places

@@ -6,7 +6,6 @@ import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 os.environ.setdefault("WANDB_SILENT", "true")  # read at the import; segline says itself where the run is
 
@@ -45,7 +44,9 @@ def wandb_run(
     experiment = logger.experiment
     if hasattr(experiment, "define_metric"):  # other processes than the first hold a stand-in
         experiment.define_metric("*", step_metric="epoch")
-        experiment.define_metric(config.objective, step_metric="epoch", summary="min" if config.objective.endswith("loss") else "max")
+        experiment.define_metric(
+            config.objective, step_metric="epoch", summary="min" if config.objective.endswith("loss") else "max"
+        )
     return logger
 
 

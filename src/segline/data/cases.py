@@ -41,7 +41,9 @@ class Case:
     block: Window | None = field(default=None, hash=False)
 
 
-def find_cases(root: Path, images: str | Sequence[str], masks: str, group: str | None = None, burn: Burn = 1) -> list[Case]:
+def find_cases(
+    root: Path, images: str | Sequence[str], masks: str, group: str | None = None, burn: Burn = 1
+) -> list[Case]:
     """Cases by templates of paths below `root`.
 
     `{name}` in a template stands for any text without a slash, the same in images and masks; fields are free to choose, and several
@@ -62,7 +64,9 @@ def find_cases(root: Path, images: str | Sequence[str], masks: str, group: str |
     found = _match(root, templates[0])
     if not found:
         there = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
-        raise ValueError(f"no images found: {root / templates[0]} matches no file; in {root} there is {there}; set data.root or data.images")
+        raise ValueError(
+            f"no images found: {root / templates[0]} matches no file; in {root} there is {there}; set data.root or data.images"
+        )
     cases, faults = [], []
     for fields, first in found:
         bands = (first, *(root / _fill(template, fields) for template in templates[1:]))
@@ -122,11 +126,15 @@ def _match(root: Path, template: str) -> list[tuple[dict[str, str], Path]]:
         return f"(?P={name})" if repeated else f"(?P<{name}>{text})"
 
     parts = re.split(r"(\{\w+\})", template)
-    pattern = re.compile("".join(re.sub(r"\{(\w+)\}", group, part) if part.startswith("{") else re.escape(part) for part in parts))
+    pattern = re.compile(
+        "".join(re.sub(r"\{(\w+)\}", group, part) if part.startswith("{") else re.escape(part) for part in parts)
+    )
     wild = "".join("*" if part.startswith("{") else glob.escape(part) for part in parts)
     found = []
     for path in map(Path, glob.glob(str(root / wild) if not Path(wild).is_absolute() else wild)):
-        text = str(path.relative_to(root)) if path.is_relative_to(root) and not Path(template).is_absolute() else str(path)
+        text = (
+            str(path.relative_to(root)) if path.is_relative_to(root) and not Path(template).is_absolute() else str(path)
+        )
         if match := pattern.fullmatch(text):
             found.append((match.groupdict(), path))
     return sorted(found, key=lambda item: natural(str(item[1])))
@@ -141,7 +149,9 @@ def _fill(template: str, fields: Mapping[str, str], what: str = "data.images") -
     try:
         return template.format(**fields)
     except (KeyError, IndexError, ValueError) as error:
-        raise ValueError(f"the template {what!r} has a field {error} that the images' lacks; they have {sorted(fields)}") from error
+        raise ValueError(
+            f"the template {what!r} has a field {error} that the images' lacks; they have {sorted(fields)}"
+        ) from error
 
 
 def _group(name: str, fields: Mapping[str, str], group: str | None) -> str:
@@ -151,7 +161,9 @@ def _group(name: str, fields: Mapping[str, str], group: str | None) -> str:
         return fields[group]
     match = re.search(group, name)
     if match is None or not match.groups():
-        raise ValueError(f"data.group is {group!r}, which is no field of the templates ({sorted(fields)}) and finds no (...) in the name {name!r}")
+        raise ValueError(
+            f"data.group is {group!r}, which is no field of the templates ({sorted(fields)}) and finds no (...) in the name {name!r}"
+        )
     return match.group(1)
 
 

@@ -101,7 +101,9 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.notes: list[str] = []
         self._sampler: WindowSampler | None = None
         if len(self.window) != spatial_dims or len(self.margin) != spatial_dims:
-            raise ValueError(f"data.window is {self.window} and data.margin {self.margin}; expected {spatial_dims} sizes each")
+            raise ValueError(
+                f"data.window is {self.window} and data.margin {self.margin}; expected {spatial_dims} sizes each"
+            )
 
     # Preparation
 
@@ -144,8 +146,14 @@ class SegmentationDataModule(pl.LightningDataModule):
         root = self._root()
         if not root.is_dir():
             where = f" It comes from {self.origin}." if self.origin else ""
-            raise ValueError(f"there is no folder {root}; set data.root to where the data set lies, or SEGLINE_DATA to the folder above.{where}")
-        return read_table(self.table, root, self.burn) if self.table else find_cases(root, self.images, self.masks, self.group, self.burn)
+            raise ValueError(
+                f"there is no folder {root}; set data.root to where the data set lies, or SEGLINE_DATA to the folder above.{where}"
+            )
+        return (
+            read_table(self.table, root, self.burn)
+            if self.table
+            else find_cases(root, self.images, self.masks, self.group, self.burn)
+        )
 
     def _root(self) -> Path:
         if self.root is not None:
@@ -155,14 +163,18 @@ class SegmentationDataModule(pl.LightningDataModule):
         return root
 
     def _say(self, case: Case, fault: str) -> str:
-        return fault if any(str(path) in fault for path in (*case.images, *case.masks)) else f"{case.images[0]}: {fault}"
+        return (
+            fault if any(str(path) in fault for path in (*case.images, *case.masks)) else f"{case.images[0]}: {fault}"
+        )
 
     def _check_bands(self, case: Case) -> list[str]:
         facts = self.facts[case.name]
         if facts.num_bands != self.in_channels:
             some = list(range(1, self.in_channels + 1))
             how = f" or data.bands={some}" if facts.num_bands > self.in_channels else ""
-            return [f"data.in_channels is {self.in_channels} but {case.images[0]} has {facts.num_bands} bands; set data.in_channels={facts.num_bands}{how}"]
+            return [
+                f"data.in_channels is {self.in_channels} but {case.images[0]} has {facts.num_bands} bands; set data.in_channels={facts.num_bands}{how}"
+            ]
         if len(facts.shape) != self.spatial_dims:
             return [f"data.spatial_dims is {self.spatial_dims} but {case.images[0]} has {len(facts.shape)} dimensions"]
         return []
@@ -178,7 +190,9 @@ class SegmentationDataModule(pl.LightningDataModule):
     def open(self, case: Case) -> tuple[Source, MaskSource, BandStatistics | None]:
         """Image and mask of a case, and the statistics of its bands once it was scanned."""
         image = open_image(case.images, bands=self.bands, spacing_mm=self.spacing_mm)
-        mask = open_mask(case.masks, self.labels, like=image, burn=case.burn, spacing_mm=self.spacing_mm, objects=case.objects)
+        mask = open_mask(
+            case.masks, self.labels, like=image, burn=case.burn, spacing_mm=self.spacing_mm, objects=case.objects
+        )
         statistics = self.facts[case.name].statistics if case.name in self.facts else None
         if case.block:
             return Block(image, case.block), Block(mask, case.block), statistics
@@ -214,15 +228,21 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def describe(self) -> list[str]:
         """Lines that say what will be trained on."""
-        parts = [f"{s}: {len(cases)} in {len({c.group for c in cases})} groups" for s, cases in self.cases.items() if cases]
+        parts = [
+            f"{s}: {len(cases)} in {len({c.group for c in cases})} groups" for s, cases in self.cases.items() if cases
+        ]
         shared = {c.group for c in self.cases["train"]} & {c.group for s in SPLITS[1:] for c in self.cases[s]}
         pixels = self.pixels("train")
-        shares = ", ".join(f"{name} {count / max(self._total(), 1):.1%}" for name, count in zip(self.labels.names, pixels, strict=True))
+        shares = ", ".join(
+            f"{name} {count / max(self._total(), 1):.1%}" for name, count in zip(self.labels.names, pixels, strict=True)
+        )
         bands = self.statistics()
         ranges = "; ".join(f"{m:.4g} ± {s:.3g}" for m, s in zip(bands.mean, bands.std, strict=True))
         lines = [f"cases     {', '.join(parts)}"]
         if shared:
-            lines.append(f"          beware: {', '.join(sorted(shared)[:5])} is in more than one part (the official split)")
+            lines.append(
+                f"          beware: {', '.join(sorted(shared)[:5])} is in more than one part (the official split)"
+            )
         lines += [
             f"classes   {shares} ({self.labels.scheme}{f', means without {self.labels.background}' if self.labels.background else ''})",
             f"bands     {self.in_channels}: {ranges}; normalised by the {self.normalize.scope}",
@@ -243,7 +263,13 @@ class SegmentationDataModule(pl.LightningDataModule):
     def reader(self, split: str) -> Reader:
         """Reads samples of a part."""
         cases = self.cases[split]
-        return Reader(cases, [self.facts[case.name] for case in cases], lambda case: self.open(case)[:2], self.normalize, self.labels)
+        return Reader(
+            cases,
+            [self.facts[case.name] for case in cases],
+            lambda case: self.open(case)[:2],
+            self.normalize,
+            self.labels,
+        )
 
     def train_dataset(self) -> TrainWindows:
         """Random windows of the training part."""
@@ -275,7 +301,12 @@ class SegmentationDataModule(pl.LightningDataModule):
             workers |= {"multiprocessing_context": "fork", "worker_init_fn": _start_worker}
         # A generator of its own: the loader draws a seed for its workers at each start, which would else shift the network's dropout.
         return ResumableLoader(
-            dataset, batch_size=self.batch_size, sampler=sampler, generator=torch.Generator(), pin_memory=torch.cuda.is_available(), **workers
+            dataset,
+            batch_size=self.batch_size,
+            sampler=sampler,
+            generator=torch.Generator(),
+            pin_memory=torch.cuda.is_available(),
+            **workers,
         )
 
 
@@ -301,5 +332,3 @@ def _start_worker(_: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)
-
-

@@ -75,7 +75,9 @@ def scan(cases: Sequence[Case], open_case: Open, labels: Labels, settings: objec
         if missing := [path for path in files if not path.is_file()]:
             facts[case.name] = _broken(labels, f"there is no file {missing[0]}")
             continue
-        path = cached("scan", files, key, ".json", lambda path, case=case: path.write_text(_dump(_look(case, open_case, labels))))  # type: ignore[misc]
+        path = cached(
+            "scan", files, key, ".json", lambda path, case=case: path.write_text(_dump(_look(case, open_case, labels)))
+        )  # type: ignore[misc]
         facts[case.name] = _load(path.read_text())
     return facts
 
@@ -99,12 +101,18 @@ def _measure(image: Source, mask: MaskSource, labels: Labels) -> Facts:
         values = image.read(window)
         statistics.update(values)
         classes = mask.read(window)
-        one_hot = classes[None] == np.arange(labels.num_classes).reshape(-1, *[1] * classes.ndim) if labels.exclusive else classes == 1
+        one_hot = (
+            classes[None] == np.arange(labels.num_classes).reshape(-1, *[1] * classes.ndim)
+            if labels.exclusive
+            else classes == 1
+        )
         lost = ~labels.valid(classes if labels.exclusive else classes[0]) | np.isnan(values).all(0)
         pixels += (one_hot & ~lost).reshape(len(pixels), -1).sum(1)
         ignored += int(lost.sum())
         cells.append(_cells(one_hot & ~lost, [w.start for w in window]))
-    return Facts(image.shape, image.num_bands, str(np.dtype(image.dtype)), statistics, pixels, ignored, np.concatenate(cells), [])
+    return Facts(
+        image.shape, image.num_bands, str(np.dtype(image.dtype)), statistics, pixels, ignored, np.concatenate(cells), []
+    )
 
 
 def _cells(one_hot: NDArray[np.bool_], start: Sequence[int]) -> NDArray[np.int32]:
@@ -118,24 +126,37 @@ def _cells(one_hot: NDArray[np.bool_], start: Sequence[int]) -> NDArray[np.int32
 
 
 def _broken(labels: Labels, *faults: str) -> Facts:
-    return Facts((), 0, "", BandStatistics(0), np.zeros(labels.num_classes, np.int64), 0, np.zeros((0, 1), np.int32), list(faults))
+    return Facts(
+        (),
+        0,
+        "",
+        BandStatistics(0),
+        np.zeros(labels.num_classes, np.int64),
+        0,
+        np.zeros((0, 1), np.int32),
+        list(faults),
+    )
 
 
 def _dump(facts: Facts) -> str:
     plain: dict[str, Any] = {**vars(facts), "statistics": facts.statistics.to_dict()}
-    return json.dumps({name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in plain.items()})
+    return json.dumps(
+        {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in plain.items()}
+    )
 
 
 def _load(text: str) -> Facts:
     data = json.loads(text)
     cells = np.array(data["cells"], np.int32).reshape(-1, 1 + len(data["shape"]))
-    return Facts(**{
-        **data,
-        "shape": tuple(data["shape"]),
-        "statistics": BandStatistics.from_dict(data["statistics"]),
-        "pixels": np.array(data["pixels"], np.int64),
-        "cells": cells,
-    })
+    return Facts(
+        **{
+            **data,
+            "shape": tuple(data["shape"]),
+            "statistics": BandStatistics.from_dict(data["statistics"]),
+            "pixels": np.array(data["pixels"], np.int64),
+            "cells": cells,
+        }
+    )
 
 
 def merge_statistics(facts: Sequence[Facts]) -> BandStatistics:
@@ -144,5 +165,3 @@ def merge_statistics(facts: Sequence[Facts]) -> BandStatistics:
     for one in facts:
         total.merge(one.statistics)
     return total
-
-

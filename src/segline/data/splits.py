@@ -31,7 +31,9 @@ def split_cases(cases: Sequence[Case], val: float, test: float, order: str = "ha
     if order not in ("hash", "name"):
         raise ValueError(f"data.split.order is {order!r}; expected hash or name")
     if val < 0 or test < 0 or val + test >= 1:
-        raise ValueError(f"data.split has val={val} and test={test}; expected shares of 0 or more that leave something to train on")
+        raise ValueError(
+            f"data.split has val={val} and test={test}; expected shares of 0 or more that leave something to train on"
+        )
     parts: dict[str, list[Case]] = {split: [case for case in cases if case.split == split] for split in SPLITS}
     free = [case for case in cases if case.split is None]
     if any(parts.values()) and not free:  # an official split, perhaps without a validation part
@@ -43,7 +45,9 @@ def split_cases(cases: Sequence[Case], val: float, test: float, order: str = "ha
     for split, share in (("train", 1.0), ("val", val)):
         if not parts[split] and share > 0:
             groups = len({case.group for case in cases})
-            raise ValueError(f"the {split} part is empty: {len(cases)} cases in {groups} groups; set data.group to cut finer, or data.split")
+            raise ValueError(
+                f"the {split} part is empty: {len(cases)} cases in {groups} groups; set data.group to cut finer, or data.split"
+            )
     return parts
 
 

@@ -86,8 +86,16 @@ class TrainWindows(Dataset[dict[str, Tensor]]):
         augment: What is done to a window; None for nothing.
     """
 
-    def __init__(self, reader: Reader, window: Sequence[int], foreground: float, seed: int, augment: Augment | None) -> None:
-        self.reader, self.window, self.foreground, self.seed, self.augment = reader, tuple(window), foreground, seed, augment
+    def __init__(
+        self, reader: Reader, window: Sequence[int], foreground: float, seed: int, augment: Augment | None
+    ) -> None:
+        self.reader, self.window, self.foreground, self.seed, self.augment = (
+            reader,
+            tuple(window),
+            foreground,
+            seed,
+            augment,
+        )
         sizes = np.array([np.prod(f.shape) for f in reader.facts], float)
         self._share = np.sqrt(sizes) / np.sqrt(sizes).sum()
 
@@ -127,7 +135,9 @@ class TileWindows(Dataset[dict[str, Tensor]]):
 
     def __init__(self, reader: Reader, window: Sequence[int], margin: Sequence[int]) -> None:
         self.reader, self.window = reader, tuple(window)
-        self.places: list[tuple[int, Tile]] = [(i, t) for i, f in enumerate(reader.facts) for t in tiles(f.shape, window, margin)]
+        self.places: list[tuple[int, Tile]] = [
+            (i, t) for i, f in enumerate(reader.facts) for t in tiles(f.shape, window, margin)
+        ]
 
     def __len__(self) -> int:
         return len(self.places)
@@ -200,6 +210,8 @@ def _start(least: int, most: int, size: int, window: int, rng: np.random.Generat
 
 def _read_instances(mask_source: Any, window: Window) -> NDArray[np.int32]:
     """Numbers of objects in a window that may reach beyond the case; 0 there."""
-    inside = tuple(slice(max(w.start, 0), max(min(w.stop, size), 0)) for w, size in zip(window, mask_source.shape, strict=True))
+    inside = tuple(
+        slice(max(w.start, 0), max(min(w.stop, size), 0)) for w, size in zip(window, mask_source.shape, strict=True)
+    )
     pads = [(i.start - w.start, w.stop - i.stop) for i, w in zip(inside, window, strict=True)]
     return np.pad(mask_source.instances(inside), pads)

@@ -25,7 +25,9 @@ from segline.labels import Labels
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
 
 
-def predict_files(checkpoint: str, input: str, output: str, batch_size: int = 4, device: str = "auto", trust: Sequence[str] = ()) -> list[Path]:
+def predict_files(
+    checkpoint: str, input: str, output: str, batch_size: int = 4, device: str = "auto", trust: Sequence[str] = ()
+) -> list[Path]:
     """Predict each file of `input` (a file, a folder or a glob) into the folder `output`, under its own name.
 
     Raises:
@@ -35,7 +37,9 @@ def predict_files(checkpoint: str, input: str, output: str, batch_size: int = 4,
     files = _find(input)
     folder = Path(output)
     if any(file.parent.resolve() == folder.resolve() for file in files):
-        raise ValueError(f"output={output} is the folder of the input, whose files would be overwritten; name another folder")
+        raise ValueError(
+            f"output={output} is the folder of the input, whose files would be overwritten; name another folder"
+        )
     labels, network = Labels(**card.labels), _callable(card, weights, device, trust)
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -49,7 +53,9 @@ def predict_files(checkpoint: str, input: str, output: str, batch_size: int = 4,
 def _predict_file(network: Network, card: Card, labels: Labels, source: Source, path: Path, batch_size: int) -> Path:
     channels = card.network["in_channels"]
     if source.num_bands != channels:
-        raise ValueError(f"{source.path} has {source.num_bands} bands, but the network was trained on {channels} ({card.trained_on})")
+        raise ValueError(
+            f"{source.path} has {source.num_bands} bands, but the network was trained on {channels} ({card.trained_on})"
+        )
     normalize = Normalize(**card.normalize)
     statistics = measure(source) if normalize.scope == "case" else None
     with open_sink(path, source, labels) as sink:
@@ -68,9 +74,13 @@ def build_network(card: Card, trust: Sequence[str] = ()) -> torch.nn.Module:
     target = str(arguments.pop("_target_"))
     module, _, name = target.rpartition(".")
     if not any(module == package or module.startswith(f"{package}.") for package in ("segline.models", *trust)):
-        raise ValueError(f"the checkpoint's network is {target}, which is not segline's own; add trust=[{module.split('.')[0]}] if you trust its code")
+        raise ValueError(
+            f"the checkpoint's network is {target}, which is not segline's own; add trust=[{module.split('.')[0]}] if you trust its code"
+        )
     if nested := [key for key, value in arguments.items() if "_target_" in str(value)]:
-        raise ValueError(f"the checkpoint's network has arguments that name code ({', '.join(nested)}); expected plain values")
+        raise ValueError(
+            f"the checkpoint's network has arguments that name code ({', '.join(nested)}); expected plain values"
+        )
     kind = getattr(importlib.import_module(module), name, None)
     if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
         raise ValueError(f"the checkpoint's network is {target}, which is not a torch.nn.Module")
@@ -96,9 +106,15 @@ def _find(pattern: str) -> list[Path]:
     path = Path(pattern)
     if path.is_file():
         return [path]
-    candidates: list[Any] = sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+    candidates: list[Any] = (
+        sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+    )
     files = [file for file in candidates if file.name.lower().endswith(_SUFFIXES)]
     if not files:
-        what = "no such file or folder" if not candidates and not path.is_dir() else f"none of its files ends in {', '.join(_SUFFIXES)}"
+        what = (
+            "no such file or folder"
+            if not candidates and not path.is_dir()
+            else f"none of its files ends in {', '.join(_SUFFIXES)}"
+        )
         raise ValueError(f"input={pattern}: {what}; give a file, a folder or a pattern such as 'scenes/*.tif'")
     return files

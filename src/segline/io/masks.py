@@ -80,7 +80,9 @@ class _Picture:
     def __init__(self, path: Path, labels: Labels) -> None:
         self.path, self.colored = path, any(v > IGNORE_INDEX for values in labels.values.values() for v in values)
         if path.suffix.lower() in (".jpg", ".jpeg"):
-            raise ValueError(f"{path}: a JPEG cannot hold a mask, its compression smears the labels; export the masks as PNG")
+            raise ValueError(
+                f"{path}: a JPEG cannot hold a mask, its compression smears the labels; export the masks as PNG"
+            )
         self.shape, self.geometry = self._pixels().shape, Geometry()
 
     def _pixels(self) -> NDArray[Any]:
@@ -88,7 +90,9 @@ class _Picture:
         if pixels.shape[2] >= 3:
             red, green, blue = (pixels[..., i].astype(np.int32) for i in range(3))
             if not self.colored and not (np.array_equal(red, green) and np.array_equal(green, blue)):
-                raise ValueError(f"{self.path} is a colour picture, but data.labels.classes names ids; name the colours, such as '#ff0000'")
+                raise ValueError(
+                    f"{self.path} is a colour picture, but data.labels.classes names ids; name the colours, such as '#ff0000'"
+                )
             return red << 16 | green << 8 | blue if self.colored else red
         return pixels[..., 0]
 
@@ -117,7 +121,11 @@ class _Matlab:
         from scipy.io import loadmat
 
         try:
-            arrays = {name: v for name, v in loadmat(path).items() if isinstance(v, np.ndarray) and v.ndim == 2 and v.dtype.kind in "iub"}
+            arrays = {
+                name: v
+                for name, v in loadmat(path).items()
+                if isinstance(v, np.ndarray) and v.ndim == 2 and v.dtype.kind in "iub"
+            }
         except (OSError, ValueError, NotImplementedError) as error:
             raise ValueError(f"{path} is not a whole .mat file of version 7 or less ({error})") from error
         if len(arrays) != 1:
@@ -137,7 +145,9 @@ class _Objects:
         for number, path in enumerate(paths, 1):
             pixels = decode(path)[..., 0]
             if pixels.shape != self.numbers.shape:
-                raise ValueError(f"{path} is {_size(pixels.shape)}, but {paths[0].name} beside it is {_size(self.numbers.shape)}")
+                raise ValueError(
+                    f"{path} is {_size(pixels.shape)}, but {paths[0].name} beside it is {_size(self.numbers.shape)}"
+                )
             self.numbers[pixels > 0] = number
         self.shape, self.geometry = self.numbers.shape, Geometry()
 
@@ -154,7 +164,9 @@ class _Vectors:
         from rasterio.warp import transform_geom
 
         if like.geometry.crs is None or like.geometry.affine is None:
-            raise ValueError(f"{like.path} has no coordinate system, so the polygons of {path} cannot be laid on it; use a GeoTIFF with a CRS")
+            raise ValueError(
+                f"{like.path} has no coordinate system, so the polygons of {path} cannot be laid on it; use a GeoTIFF with a CRS"
+            )
         try:
             with fiona.open(path, driver=VECTOR_DRIVERS[path.suffix.lower()]) as layer:
                 crs = layer.crs_wkt or "EPSG:4326"
@@ -174,11 +186,20 @@ class _Vectors:
         shape = (rows.stop - rows.start, columns.stop - columns.start)
         if not self._shapes or 0 in shape:
             return np.zeros(shape, np.int32)
-        grid = Affine(*self.geometry.affine[0], *self.geometry.affine[1]) * Affine.translation(columns.start, rows.start)
+        grid = Affine(*self.geometry.affine[0], *self.geometry.affine[1]) * Affine.translation(
+            columns.start, rows.start
+        )
         return rasterize(self._shapes, out_shape=shape, transform=grid, fill=0, dtype="int32")  # type: ignore[no-any-return]
 
 
-def raw_mask(paths: Sequence[Path], labels: Labels, like: Source, burn: Burn, open_volume: Callable[[Path], RawMask], objects: bool) -> RawMask:
+def raw_mask(
+    paths: Sequence[Path],
+    labels: Labels,
+    like: Source,
+    burn: Burn,
+    open_volume: Callable[[Path], RawMask],
+    objects: bool,
+) -> RawMask:
     """The reader that fits the files."""
     path = paths[0]
     suffix = path.suffix.lower()
@@ -206,14 +227,18 @@ def _burn_value(properties: dict[str, Any], burn: Burn, path: Path) -> int | Non
         return burn
     attribute = burn if isinstance(burn, str) else next(iter(burn))
     if attribute not in properties:
-        raise ValueError(f"{path} has no attribute {attribute!r}; it has {sorted(properties)}; set data.burn to one of them or to an id")
+        raise ValueError(
+            f"{path} has no attribute {attribute!r}; it has {sorted(properties)}; set data.burn to one of them or to an id"
+        )
     value = properties[attribute]
     if not isinstance(burn, str):
         return {str(k): v for k, v in burn[attribute].items()}.get(str(value))
     try:
         return int(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{path}: attribute {attribute!r} is {value!r}; expected whole numbers, or data.burn={{{attribute}: {{{value}: 1}}}}") from None
+        raise ValueError(
+            f"{path}: attribute {attribute!r} is {value!r}; expected whole numbers, or data.burn={{{attribute}: {{{value}: 1}}}}"
+        ) from None
 
 
 def _whole_numbers(values: NDArray[Any], path: Path) -> NDArray[Any]:
@@ -221,7 +246,9 @@ def _whole_numbers(values: NDArray[Any], path: Path) -> NDArray[Any]:
         return values
     rounded = np.round(np.nan_to_num(values, nan=-1.0)).astype(np.int64)
     if not np.allclose(rounded, np.nan_to_num(values, nan=-1.0), atol=1e-3):
-        raise ValueError(f"{path} holds fractions such as {values[~np.isclose(values, np.round(values))][0]:g}; expected class ids")
+        raise ValueError(
+            f"{path} holds fractions such as {values[~np.isclose(values, np.round(values))][0]:g}; expected class ids"
+        )
     return rounded
 
 

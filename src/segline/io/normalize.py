@@ -83,7 +83,9 @@ class Normalize:
         std: Of each band, for `dataset`.
     """
 
-    def __init__(self, scope: str = "dataset", mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
+    def __init__(
+        self, scope: str = "dataset", mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> None:
         if scope not in _SCOPES:
             raise ValueError(f"data.normalize is {scope!r}; expected one of {', '.join(_SCOPES)}")
         self.scope, self.mean, self.std = scope, mean, std
@@ -114,7 +116,10 @@ def strips(shape: tuple[int, ...], pixels: int = 2**22) -> list[Window]:
     """Windows that cover a grid in turn, each of about so many pixels; all start at multiples of 8 slices or 256 rows and columns."""
     if len(shape) == 3:
         step = max(8, pixels // (shape[1] * shape[2]) // 8 * 8)
-        return [(slice(d, min(d + step, shape[0])), slice(0, shape[1]), slice(0, shape[2])) for d in range(0, shape[0], step)]
+        return [
+            (slice(d, min(d + step, shape[0])), slice(0, shape[1]), slice(0, shape[2]))
+            for d in range(0, shape[0], step)
+        ]
     rows = max(256, pixels // max(shape[1], 1) // 256 * 256)
     columns = shape[1] if rows > 256 else max(256, pixels // 256)
     starts = product(range(0, shape[0], rows), range(0, shape[1], columns))

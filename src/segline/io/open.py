@@ -38,9 +38,13 @@ class BandsSource:
         total = sum(source.num_bands for source in sources)
         for source in sources[1:]:
             if source.shape != first.shape or source.geometry != first.geometry:
-                raise ValueError(f"{source.path} lies on another grid than {first.path} ({source.shape} and {first.shape}); resample them onto one")
+                raise ValueError(
+                    f"{source.path} lies on another grid than {first.path} ({source.shape} and {first.shape}); resample them onto one"
+                )
         if bands is not None and (missing := [band for band in bands if not 1 <= band <= total]):
-            raise ValueError(f"{first.path} has {total} bands, so there is no band {missing[0]}; set data.bands to some of 1 to {total}")
+            raise ValueError(
+                f"{first.path} has {total} bands, so there is no band {missing[0]}; set data.bands to some of 1 to {total}"
+            )
         self.sources, self.bands = sources, None if bands is None else [band - 1 for band in bands]
         self.path, self.shape, self.geometry, self.dtype = first.path, first.shape, first.geometry, first.dtype
         self.num_bands = total if bands is None else len(bands)
@@ -51,7 +55,9 @@ class BandsSource:
         return values if self.bands is None else values[self.bands]
 
 
-def open_image(paths: Sequence[Path], *, bands: Sequence[int] | None = None, spacing_mm: Sequence[float] | None = None) -> Source:
+def open_image(
+    paths: Sequence[Path], *, bands: Sequence[int] | None = None, spacing_mm: Sequence[float] | None = None
+) -> Source:
     """The image in a file, or in one file a band.
 
     Raises:
@@ -75,7 +81,13 @@ def _open_one(path: Path, spacing_mm: Sequence[float] | None) -> Source:
 
 
 def open_mask(
-    paths: Sequence[Path], labels: Labels, *, like: Source, burn: Burn = 1, spacing_mm: Sequence[float] | None = None, objects: bool = False
+    paths: Sequence[Path],
+    labels: Labels,
+    *,
+    like: Source,
+    burn: Burn = 1,
+    spacing_mm: Sequence[float] | None = None,
+    objects: bool = False,
 ) -> MaskSource:
     """The mask of an image: a file, or one file an object.
 
@@ -107,11 +119,15 @@ def open_sink(path: Path, like: Source, labels: Labels) -> Sink:
 def compare(image: Source, mask: MaskSource) -> list[str]:
     """What keeps a mask from lying on its image: size, coordinate system, place."""
     if image.shape != mask.shape:
-        return [f"{mask.path} is {_size(mask.shape)}, but its image {image.path} is {_size(image.shape)}; both must have one size"]
+        return [
+            f"{mask.path} is {_size(mask.shape)}, but its image {image.path} is {_size(image.shape)}; both must have one size"
+        ]
     ours, theirs = image.geometry, mask.geometry
     faults = []
     if ours.crs and theirs.crs and not _same_crs(ours.crs, theirs.crs):
-        faults.append(f"{mask.path} has another coordinate system than its image {image.path}; reproject it onto the image's grid")
+        faults.append(
+            f"{mask.path} has another coordinate system than its image {image.path}; reproject it onto the image's grid"
+        )
     elif ours.affine and theirs.affine and _shift(ours, theirs, image.shape) > 1e-2:
         faults.append(
             f"{mask.path} lies elsewhere than its image {image.path}: its affine moves pixels by up to {_shift(ours, theirs, image.shape):.3g} of one; "
@@ -138,5 +154,3 @@ def _shift(one: Geometry, other: Geometry, shape: tuple[int, ...]) -> float:
 
 def _size(shape: tuple[int, ...]) -> str:
     return " x ".join(map(str, shape))
-
-

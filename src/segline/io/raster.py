@@ -61,13 +61,17 @@ class RasterFile:
         rows, columns = window
         place = RasterWindow(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
         if place.width <= 0 or place.height <= 0:
-            return np.zeros((len(bands or range(self.num_bands)), max(place.height, 0), max(place.width, 0)), self.dtype)
+            return np.zeros(
+                (len(bands or range(self.num_bands)), max(place.height, 0), max(place.width, 0)), self.dtype
+            )
         try:
             with rasterio.Env(**ENVIRONMENT):
                 values: NDArray[Any] = self.dataset.read(bands, window=place)
                 return values
         except RasterioError as error:
-            raise ValueError(f"{self.path} cannot be read at rows {rows.start} to {rows.stop} ({error}); the file is damaged or truncated") from error
+            raise ValueError(
+                f"{self.path} cannot be read at rows {rows.start} to {rows.stop} ({error}); the file is damaged or truncated"
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": None}

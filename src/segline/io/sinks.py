@@ -30,7 +30,9 @@ class Sink(Protocol):
 
     def __enter__(self) -> Self: ...
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
 
 
 class _Committed:
@@ -49,7 +51,9 @@ class _Committed:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         try:
             self.finish()
             if kind is None:
@@ -65,13 +69,22 @@ class RasterSink(_Committed):
         super().__init__(path)
         self._bands = 1 if labels.exclusive else labels.num_classes
         (height, width), source = like.shape, like.dataset
-        profile: dict[str, Any] = {"driver": "GTiff", "height": height, "width": width, "count": self._bands, "dtype": "uint8", "compress": "deflate"}
+        profile: dict[str, Any] = {
+            "driver": "GTiff",
+            "height": height,
+            "width": width,
+            "count": self._bands,
+            "dtype": "uint8",
+            "compress": "deflate",
+        }
         if like.geometry.affine is not None:
             profile |= {"transform": source.transform}
         if height >= 256 and width >= 256:
             profile |= {"tiled": True, "blockxsize": 256, "blockysize": 256}
         with rasterio.Env(**ENVIRONMENT):
-            self._file = rasterio.open(self.temporary, "w", crs=source.crs, nodata=IGNORE_INDEX if labels.exclusive else None, **profile)
+            self._file = rasterio.open(
+                self.temporary, "w", crs=source.crs, nodata=IGNORE_INDEX if labels.exclusive else None, **profile
+            )
             if labels.exclusive:
                 self._file.write_colormap(1, {k: tuple(map(int, color)) for k, color in enumerate(labels.palette)})
             self._file.update_tags(CLASSES=",".join(labels.names))
@@ -124,7 +137,9 @@ class PictureSink(_Committed):
 
     def finish(self) -> None:
         """Write the picture, or one picture a class."""
-        palette = self._labels.palette if self._labels.exclusive else np.concatenate([[[0, 0, 0]], self._labels.palette[:1]])
+        palette = (
+            self._labels.palette if self._labels.exclusive else np.concatenate([[[0, 0, 0]], self._labels.palette[:1]])
+        )
         if len(self._mask) == 1:
             _save_palette(self._mask[0], palette, self.temporary)
             return

@@ -75,7 +75,9 @@ class Block:
 
     def read(self, window: Window) -> NDArray:
         """The pixels of a window inside the block."""
-        return self.whole.read(tuple(slice(b.start + w.start, b.start + w.stop) for b, w in zip(self.block, window, strict=True)))
+        return self.whole.read(
+            tuple(slice(b.start + w.start, b.start + w.stop) for b, w in zip(self.block, window, strict=True))
+        )
 
 
 def whole(shape: tuple[int, ...]) -> Window:

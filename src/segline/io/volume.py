@@ -87,10 +87,16 @@ def load(path: Path) -> Any:
     except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
         raise ValueError(f"{path} is not a whole NIfTI file ({error}); export or copy it again") from error
     if image.ndim != 3 or 0 in image.shape:
-        raise ValueError(f"{path} has shape {image.shape}; expected a volume of three dimensions: split series into one file a volume")
+        raise ValueError(
+            f"{path} has shape {image.shape}; expected a volume of three dimensions: split series into one file a volume"
+        )
     expected = int(np.prod(image.shape)) * image.get_data_dtype().itemsize
-    if path.suffix == ".gz" and expected > _LARGEST_BYTES or path.suffix != ".gz" and expected > path.stat().st_size:
-        raise ValueError(f"{path} claims {expected / 1e9:.1f} GB of voxels and has {path.stat().st_size / 1e9:.3f} GB; it is truncated or damaged")
+    if (path.suffix == ".gz" and expected > _LARGEST_BYTES) or (
+        path.suffix != ".gz" and expected > path.stat().st_size
+    ):
+        raise ValueError(
+            f"{path} claims {expected / 1e9:.1f} GB of voxels and has {path.stat().st_size / 1e9:.3f} GB; it is truncated or damaged"
+        )
     return image
 
 
@@ -99,7 +105,9 @@ def resample(values: NDArray[Any], shape: Sequence[int], order: int) -> NDArray[
     if tuple(shape) == values.shape:
         return np.ascontiguousarray(values)
     scale = [n / m for n, m in zip(values.shape, shape, strict=True)]
-    coordinates = np.meshgrid(*[(np.arange(m) + 0.5) * s - 0.5 for m, s in zip(shape, scale, strict=True)], indexing="ij", sparse=False)
+    coordinates = np.meshgrid(
+        *[(np.arange(m) + 0.5) * s - 0.5 for m, s in zip(shape, scale, strict=True)], indexing="ij", sparse=False
+    )
     source = values.astype(np.float32) if order else values
     return ndimage.map_coordinates(source, coordinates, order=order, mode="nearest")  # type: ignore[no-any-return]
 
@@ -110,5 +118,3 @@ def to_native(mask: NDArray[Any], like: VolumeFile) -> tuple[NDArray[Any], Any]:
     native = resample(mask, like.native_shape, 0).transpose(2, 1, 0)
     back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), io_orientation(image.affine))
     return nib.orientations.apply_orientation(native, back), image
-
-

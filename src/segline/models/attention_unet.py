@@ -101,8 +101,12 @@ class AttentionUNet(nn.Module):
         levels = range(len(channels))
         gated = [level for level in levels[1:-1]][-num_gates:] if num_gates else []
         self.down = nn.ModuleList(block(in_channels if level == 0 else channels[level - 1], level) for level in levels)
-        self.gates = nn.ModuleDict({str(level): AttentionGate(spatial_dims, channels[level], channels[level + 1], norm) for level in gated})
-        self.up = nn.ModuleList(Up(spatial_dims, channels[level + 1], channels[level], upsampling) for level in levels[:-1])
+        self.gates = nn.ModuleDict(
+            {str(level): AttentionGate(spatial_dims, channels[level], channels[level + 1], norm) for level in gated}
+        )
+        self.up = nn.ModuleList(
+            Up(spatial_dims, channels[level + 1], channels[level], upsampling) for level in levels[:-1]
+        )
         self.merge = nn.ModuleList(block(2 * channels[level], level) for level in levels[:-1])
         self.head = CONV[spatial_dims](channels[0], num_classes, 1)
         initialize(self)

@@ -43,7 +43,9 @@ class ConvBlock(nn.Sequential):
     `norm="none"` gives the convolutions a bias, which a norm makes needless.
     """
 
-    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, norm: str, activation: str, dropout: float = 0.0) -> None:
+    def __init__(
+        self, spatial_dims: int, in_channels: int, out_channels: int, norm: str, activation: str, dropout: float = 0.0
+    ) -> None:
         layers: list[nn.Module] = []
         for channels in (in_channels, out_channels):
             layers += [
@@ -105,5 +107,3 @@ def initialize(network: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")  # type: ignore[arg-type]
             if module.bias is not None:
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
-
-

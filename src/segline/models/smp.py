@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from segline.models.blocks import crop, pad_to_multiple
 
-
 #: Pixels that an architecture pools away before its encoder's end, and so needs at least.
 _LEAST = {"pan": 128}
 #: Arguments without which an architecture takes images of one size only.
@@ -49,22 +48,39 @@ class SMP(nn.Module):
     ) -> None:
         super().__init__()
         if spatial_dims != 2:
-            raise ValueError("segmentation-models-pytorch has networks for images only; for volumes set model=unet or model=attention_unet")
+            raise ValueError(
+                "segmentation-models-pytorch has networks for images only; for volumes set model=unet or model=attention_unet"
+            )
         import segmentation_models_pytorch as smp  # 10 s on a cold disk, so only where it is asked for
 
         known = sorted(smp.MODEL_ARCHITECTURES_MAPPING)
         if architecture.lower() not in known:
             close = difflib.get_close_matches(architecture.lower(), known)
             hint = f" Did you mean {' or '.join(close)}?" if close else ""
-            raise ValueError(f"model.architecture is {architecture!r}; segmentation-models-pytorch has {', '.join(known)}.{hint}")
-        arguments = {"in_channels": in_channels, "classes": num_classes, **_ANY_SIZE.get(architecture.lower(), {}), **(options or {})}
+            raise ValueError(
+                f"model.architecture is {architecture!r}; segmentation-models-pytorch has {', '.join(known)}.{hint}"
+            )
+        arguments = {
+            "in_channels": in_channels,
+            "classes": num_classes,
+            **_ANY_SIZE.get(architecture.lower(), {}),
+            **(options or {}),
+        }
         try:
             self.network = smp.create_model(architecture, encoder_name, encoder_weights=encoder_weights, **arguments)
         except Exception as error:  # SMP, timm and the hub each raise their own kinds
-            if encoder_weights is None and not isinstance(error, ValueError | KeyError | NotImplementedError | TypeError):
+            if encoder_weights is None and not isinstance(
+                error, ValueError | KeyError | NotImplementedError | TypeError
+            ):
                 raise
-            what = f" with encoder_weights={encoder_weights}, which are fetched from a hub; set model.encoder_weights=null to start at random" if encoder_weights else ""
-            raise ValueError(f"segmentation-models-pytorch does not build {architecture} on {encoder_name}{what}: {error}") from error
+            what = (
+                f" with encoder_weights={encoder_weights}, which are fetched from a hub; set model.encoder_weights=null to start at random"
+                if encoder_weights
+                else ""
+            )
+            raise ValueError(
+                f"segmentation-models-pytorch does not build {architecture} on {encoder_name}{what}: {error}"
+            ) from error
         # Architectures that dilate their encoder still ask for sizes that the undilated stride divides.
         self.stride = 32
         self.least = _LEAST.get(architecture.lower(), self.stride)

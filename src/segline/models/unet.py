@@ -56,7 +56,9 @@ class UNet(nn.Module):
 
         levels = range(len(channels))
         self.down = nn.ModuleList(block(in_channels if level == 0 else channels[level - 1], level) for level in levels)
-        self.up = nn.ModuleList(Up(spatial_dims, channels[level + 1], channels[level], upsampling) for level in levels[:-1])
+        self.up = nn.ModuleList(
+            Up(spatial_dims, channels[level + 1], channels[level], upsampling) for level in levels[:-1]
+        )
         self.merge = nn.ModuleList(block(2 * channels[level], level) for level in levels[:-1])
         self.head = CONV[spatial_dims](channels[0], num_classes, 1)
         initialize(self)

@@ -63,7 +63,9 @@ def _write_fields(folder: Path, count: int, seed: int) -> None:
         (folder / name).mkdir()
     for index in range(count):
         slide, field = divmod(index, FIELDS_PER_SLIDE)
-        image, mask = make_field(make_slide(np.random.default_rng([seed, 1, slide])), np.random.default_rng([seed, 1, slide, field + 1]))
+        image, mask = make_field(
+            make_slide(np.random.default_rng([seed, 1, slide])), np.random.default_rng([seed, 1, slide, field + 1])
+        )
         name = f"slide{slide + 1}_{field:02d}"
         Image.fromarray(image).save(folder / "images" / f"{name}.tif", compression="tiff_adobe_deflate")
         Image.fromarray(mask).save(folder / "masks" / f"{name}.png")
@@ -124,7 +126,10 @@ def _around(nucleus: Nucleus, shape: tuple[int, ...]) -> tuple[tuple[slice, slic
     """The window around a nucleus, and coordinates along and across it there, in radii."""
     reach = int(2 * nucleus.radius) + 4
     top, left = max(int(nucleus.row) - reach, 0), max(int(nucleus.column) - reach, 0)
-    bottom, right = max(min(int(nucleus.row) + reach, shape[0]), top), max(min(int(nucleus.column) + reach, shape[1]), left)
+    bottom, right = (
+        max(min(int(nucleus.row) + reach, shape[0]), top),
+        max(min(int(nucleus.column) + reach, shape[1]), left),
+    )
     rows, columns = np.mgrid[top:bottom, left:right]
     cos, sin, stretch = np.cos(nucleus.angle), np.sin(nucleus.angle), np.sqrt(nucleus.elongation)
     along = ((rows - nucleus.row) * cos + (columns - nucleus.column) * sin) / (nucleus.radius * stretch)
@@ -154,7 +159,9 @@ def _draw_nucleus(
         chromatin *= 1 - 0.5 * np.exp(-((along - row) ** 2 + (across - column) ** 2) / 0.03)
     brightness = np.exp(rng.normal(-0.45, 0.42))
     planes[:, *window][:, inside] = 0  # it covers what it overlaps
-    planes[plane][window][inside] = (brightness * np.clip(chromatin, 0.2, None) * np.sqrt(np.clip(1.25 - away**2, 0, 1)))[inside]
+    planes[plane][window][inside] = (
+        brightness * np.clip(chromatin, 0.2, None) * np.sqrt(np.clip(1.25 - away**2, 0, 1))
+    )[inside]
     nearest[window][inside] = away[inside]
     mask[window][inside] = CLASSES["nucleus"]
 
@@ -166,7 +173,9 @@ def _draw_mitosis(rng: np.random.Generator, nucleus: Nucleus, mask: NDArray[np.u
         return
     apart = rng.choice([0.0, rng.uniform(0.4, 0.75)])
     bent = np.abs(along + 0.25 * across**2) if apart == 0 else np.abs(np.abs(along) - apart - 0.2 * across**2)
-    away = np.maximum(bent / rng.uniform(0.22, 0.34), np.abs(across) / rng.uniform(0.65, 0.9)) + 0.12 * fractal(rng, along.shape, 10, 1.3)
+    away = np.maximum(bent / rng.uniform(0.22, 0.34), np.abs(across) / rng.uniform(0.65, 0.9)) + 0.12 * fractal(
+        rng, along.shape, 10, 1.3
+    )
     inside = away < 1
     cell = np.hypot(along, across) < 1
     plane[window][cell] = 0

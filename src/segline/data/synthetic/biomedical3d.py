@@ -52,7 +52,9 @@ def _write_volumes(folder: Path, count: int, seed: int) -> None:
 def _save(path: Path, values: NDArray[np.generic], affine: NDArray[np.float64], orientation: str) -> None:
     """Write a volume, given in RAS, with its axes in another order and direction."""
     volume = nib.Nifti1Image(values, affine)
-    turn = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(orientation))
+    turn = nib.orientations.ornt_transform(
+        nib.orientations.axcodes2ornt("RAS"), nib.orientations.axcodes2ornt(orientation)
+    )
     volume = volume.as_reoriented(turn)
     volume.header.set_xyzt_units("mm")
     volume.set_sform(volume.affine, code=1)
@@ -74,7 +76,9 @@ def make_grid(rng: np.random.Generator, oblique: bool) -> tuple[NDArray[np.float
     return affine, shape
 
 
-def make_volume(rng: np.random.Generator, affine: NDArray[np.float64], shape: tuple[int, ...]) -> tuple[Field, NDArray[np.uint8]]:
+def make_volume(
+    rng: np.random.Generator, affine: NDArray[np.float64], shape: tuple[int, ...]
+) -> tuple[Field, NDArray[np.uint8]]:
     """One volume, white matter at about 1, and its mask, both of `shape`."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     voxels = np.stack(np.indices(shape), -1)
@@ -110,7 +114,9 @@ def _organ(rng: np.random.Generator, at: NDArray[np.float64]) -> tuple[Field, Fi
     return away.astype(np.float32), forward.astype(np.float32)
 
 
-def _surroundings(rng: np.random.Generator, at: NDArray[np.float64], shape: tuple[int, ...], spacing: NDArray[np.float64]) -> Field:
+def _surroundings(
+    rng: np.random.Generator, at: NDArray[np.float64], shape: tuple[int, ...], spacing: NDArray[np.float64]
+) -> Field:
     """White matter with folded grey ribbons, fluid in the deepest furrows, and vessels."""
     fold = fractal(rng, shape, 24 / spacing, 2) + 0.02 * (np.abs(at[..., 0]) - 8)
     tissue = np.full(shape, _WHITE, np.float32)

@@ -81,7 +81,12 @@ class Canvas:
     ) -> tuple[slice, slice]:
         """Pixels that rays between `left` and `right` and heights between `bottom` and `top` can reach."""
         camera = self.camera
-        columns = slice(*(int(np.clip(camera.column + camera.focal * ray + pad, 0, camera.shape[1])) for ray, pad in ((left, -1), (right, 2))))
+        columns = slice(
+            *(
+                int(np.clip(camera.column + camera.focal * ray + pad, 0, camera.shape[1]))
+                for ray, pad in ((left, -1), (right, 2))
+            )
+        )
         highest = camera.row - camera.focal * (top - CAMERA_HEIGHT) / top_depth
         lowest = camera.row - camera.focal * (bottom - CAMERA_HEIGHT) / bottom_depth
         rows = slice(*(int(np.clip(row + pad, 0, camera.shape[0])) for row, pad in ((highest, -1), (lowest, 2))))

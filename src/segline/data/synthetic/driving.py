@@ -72,7 +72,9 @@ def make_frame(town: Town, frame: int, rng: np.random.Generator) -> tuple[NDArra
     canvas.sky(_sky(town.light, canvas, rng), _IDS["sky"])
     canvas.ground(partial(_ground, town, painter, travelled))
     for house in town.houses:
-        painter.house(canvas, house, travelled, shade=1 - town.light.contrast * (0.45 if np.sign(house.x) == town.sun else -0.1))
+        painter.house(
+            canvas, house, travelled, shade=1 - town.light.contrast * (0.45 if np.sign(house.x) == town.sun else -0.1)
+        )
     for thing in sorted(town.things, key=lambda thing: -thing.z):
         painter.thing(canvas, thing, travelled)
     image = _light_up(town.light, canvas)

@@ -64,7 +64,9 @@ class Scene:
     mask: NDArray[np.uint8]
     height: Field
 
-    def paint(self, where: NDArray[np.bool_], color: Field | tuple[float, ...], name: str, texture: Field | None = None) -> None:
+    def paint(
+        self, where: NDArray[np.bool_], color: Field | tuple[float, ...], name: str, texture: Field | None = None
+    ) -> None:
         """Give pixels a colour, `[4]` or `[4, pixels]`, and a class."""
         values = np.asarray(color, np.float32).reshape(4, -1)
         self.image[:, where] = values if texture is None else values * (1 + texture[where])
@@ -89,7 +91,14 @@ def _write_scenes(folder: Path, count: int, seed: int) -> None:
 
 def _write_tif(path: Path, bands: NDArray[np.unsignedinteger], nodata: int, east: int, north: int) -> None:
     count, height, width = bands.shape
-    profile = {"driver": "GTiff", "count": count, "height": height, "width": width, "dtype": bands.dtype, "nodata": nodata}
+    profile = {
+        "driver": "GTiff",
+        "count": count,
+        "height": height,
+        "width": width,
+        "dtype": bands.dtype,
+        "nodata": nodata,
+    }
     tiles = {"tiled": True, "blockxsize": 128, "blockysize": 128, "compress": "deflate", "predictor": 2}
     place = {"crs": "EPSG:32633", "transform": rasterio.transform.from_origin(east, north, PIXEL_M, PIXEL_M)}
     with rasterio.open(path, "w", **profile, **tiles, **place) as raster:
@@ -131,7 +140,10 @@ def _paint_fields(rng: np.random.Generator, scene: Scene, rows: Field, columns: 
     color = (spectra[kinds] * tint)[field].transpose(2, 0, 1)
     heading = np.where(rng.random(len(points)) < 0.5, 1.0, 0.0)[field]
     pitch = rng.uniform(3.2, 7, len(points))[field]
-    drills = np.sin(2 * np.pi * (heading * along + (1 - heading) * across) / pitch) * rng.uniform(0, 0.12, len(points))[field]
+    drills = (
+        np.sin(2 * np.pi * (heading * along + (1 - heading) * across) / pitch)
+        * rng.uniform(0, 0.12, len(points))[field]
+    )
     patches = 0.10 * fractal(rng, shape, 60, 0.7) + 0.05 * fractal(rng, shape, 6, 0.4)
     scene.image[:] = color * (1 + drills + patches)
     # Patchy crops: soil shines through without a change of class.
@@ -145,7 +157,9 @@ def _paint_fields(rng: np.random.Generator, scene: Scene, rows: Field, columns: 
     _plant(rng, scene, (border < 3 + 1.2 * margin) & (fate >= 72), rows, columns, crown=5.0)
 
 
-def _plant(rng: np.random.Generator, scene: Scene, where: NDArray[np.bool_], rows: Field, columns: Field, crown: float) -> None:
+def _plant(
+    rng: np.random.Generator, scene: Scene, where: NDArray[np.bool_], rows: Field, columns: Field, crown: float
+) -> None:
     """Cover an area with tree crowns `crown` pixels wide: domes in the height field, each with its own green."""
     points = scattered(rng, scene.mask.shape, crown)
     index, distance, _ = cells(points, np.stack([rows, columns], -1))
@@ -171,9 +185,13 @@ def _paint_water(rng: np.random.Generator, scene: Scene, rows: Field, columns: F
     shore = 5 * fractal(rng, shape, 60, 1.25)
     level = np.full(shape, -99, np.float32)
     if rng.random() < 0.75:
-        along, across = turned(rows - shape[0] * rng.uniform(0.3, 0.7), columns - shape[1] * rng.uniform(0.3, 0.7), rng.uniform(0, np.pi))
+        along, across = turned(
+            rows - shape[0] * rng.uniform(0.3, 0.7), columns - shape[1] * rng.uniform(0.3, 0.7), rng.uniform(0, np.pi)
+        )
         width = rng.uniform(9, 22) + 3 * np.sin(along / 60)
-        level = width - np.abs(curve_distance(rng, along, across, rng.uniform(18, 42), rng.uniform(240, 420))) + 0.5 * shore
+        level = (
+            width - np.abs(curve_distance(rng, along, across, rng.uniform(18, 42), rng.uniform(240, 420))) + 0.5 * shore
+        )
     for _ in range(rng.integers(1, 5)):
         row, column, radius = rng.uniform(0, shape[0]), rng.uniform(0, shape[1]), rng.uniform(9, 34)
         away = np.hypot((rows - row) * rng.uniform(0.7, 1.4), columns - column)
@@ -200,7 +218,10 @@ def _paint_roads(rng: np.random.Generator, scene: Scene, rows: Field, columns: F
         if place is places[-1] and len(places) > 1:  # the last one lies at the end of its road
             main = np.where(along < place.radius, main, np.inf)
         scene.paint((main < place.road_width + 1.2) & (scene.mask != CLASSES["water"]), _GRASS, "vegetation", wear)
-        for where, spectrum in ((street, _CONCRETE if rng.random() < 0.4 else _ASPHALT), (main < place.road_width, _ASPHALT)):
+        for where, spectrum in (
+            (street, _CONCRETE if rng.random() < 0.4 else _ASPHALT),
+            (main < place.road_width, _ASPHALT),
+        ):
             scene.paint(where, tuple(rng.normal(1, 0.12) * np.array(spectrum)), "road", wear)
             scene.height[where] = 0
         cars = (main < place.road_width - 0.4) & (rng.random(scene.mask.shape) < 0.012)
@@ -216,16 +237,30 @@ def _paint_buildings(rng: np.random.Generator, scene: Scene, places: list[Villag
         if u.size == 0:
             continue
         walls = np.maximum(np.abs(u) - lot.length / 2, np.abs(v) - lot.depth / 2) < 0
-        if not walls.any() or not free[window][walls].all() or (scene.mask[window][walls] == CLASSES["building"]).mean() > 0.1:
+        if (
+            not walls.any()
+            or not free[window][walls].all()
+            or (scene.mask[window][walls] == CLASSES["building"]).mean() > 0.1
+        ):
             continue
         view = Scene(scene.image[:, *window], scene.mask[window], scene.height[window])
         if lot.flat:
             yard = (np.abs(u) < lot.length / 2 + 6) & (np.abs(v) < lot.depth / 2 + 9) & free[window]
-            view.paint(yard, tuple(np.array(_GRAVEL) * rng.normal(0.95, 0.1)), "bare_soil", 0.1 * fractal(rng, yard.shape, 6, 0.5))
+            view.paint(
+                yard,
+                tuple(np.array(_GRAVEL) * rng.normal(0.95, 0.1)),
+                "bare_soil",
+                0.1 * fractal(rng, yard.shape, 6, 0.5),
+            )
             view.height[yard] = 0
         roof = _ROOFS[rng.choice(len(_ROOFS), p=(0.05, 0.05, 0.15, 0.1, 0.4, 0.25) if lot.flat else lot.roofs)]
         rows_of_tiles = 0.04 * np.sin(v * 2.1) + rng.normal(0, 0.05, u.shape)
-        view.paint(walls, tuple(roof * rng.normal(1, 0.12) * rng.normal(1, 0.03, 4)), "building", rows_of_tiles.astype(np.float32))
+        view.paint(
+            walls,
+            tuple(roof * rng.normal(1, 0.12) * rng.normal(1, 0.03, 4)),
+            "building",
+            rows_of_tiles.astype(np.float32),
+        )
         gable = 0 if lot.flat else 2.2 * (1 - np.abs(v) / (lot.depth / 2))
         view.height[walls] = np.broadcast_to(lot.height + gable, u.shape)[walls]
 

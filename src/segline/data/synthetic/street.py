@@ -74,7 +74,11 @@ class Painter:
             )
             chance = ((floor * 57 + bay * 131 + house.seed * 17) * 0.6180339) % 1
             ledge = (np.abs(in_floor) < 0.06) | (y > house.height - 0.5)
-            wall = house.color[:, None, None] * shade * (1 + 0.10 * self.texture(z + travelled, y, 9, house.seed) - 0.10 * ledge)
+            wall = (
+                house.color[:, None, None]
+                * shade
+                * (1 + 0.10 * self.texture(z + travelled, y, 9, house.seed) - 0.10 * ledge)
+            )
             wall = np.where(shop, wall * 0.82, wall)
             glass = np.array([0.13, 0.16, 0.20])[:, None, None] * (1 + 0.9 * chance) * (0.6 + 0.6 * shade)
             glass = np.where(chance < self.lit, self.glow * (0.7 + 0.3 * chance), glass)
@@ -148,14 +152,23 @@ class Painter:
             head = np.hypot(x, y - 0.915 * walker.size) < 0.125
             skin, trousers = np.array([0.62, 0.46, 0.36]), np.array([0.16, 0.17, 0.24]) * (1 + walker.seed % 3)
             fold = 1 + 0.15 * self.texture(x + 9, y, 40, walker.seed)
-            color = np.where(head, skin[:, None, None], np.where(body, walker.color[:, None, None], trousers[:, None, None])) * fold
+            color = (
+                np.where(
+                    head, skin[:, None, None], np.where(body, walker.color[:, None, None], trousers[:, None, None])
+                )
+                * fold
+            )
             return legs | body | head, color, self.ids["pedestrian"]
 
         canvas.board(walker.x, depth, 0.9, walker.size, surface)
 
     def _bin(self, canvas: Canvas, box: Thing, depth: float) -> None:
         def surface(x: Field, y: Field) -> Painted:
-            return np.ones(x.shape, bool), box.color[:, None, None] * np.where(y > 0.8 * box.size, 0.6, 1), self.ids["void"]
+            return (
+                np.ones(x.shape, bool),
+                box.color[:, None, None] * np.where(y > 0.8 * box.size, 0.6, 1),
+                self.ids["void"],
+            )
 
         canvas.board(box.x, depth, 0.6, box.size, surface)
 

@@ -12,7 +12,9 @@ from scipy.spatial import cKDTree
 Field = NDArray[np.float32]
 
 
-def fractal(rng: np.random.Generator, shape: Sequence[int], scale: float | Sequence[float], smoothness: float = 0.9) -> Field:
+def fractal(
+    rng: np.random.Generator, shape: Sequence[int], scale: float | Sequence[float], smoothness: float = 0.9
+) -> Field:
     """Cloudy noise of mean 0 and standard deviation 1, with structure from a wavelength of `scale` pixels downwards.
 
     Args:
@@ -29,7 +31,9 @@ def fractal(rng: np.random.Generator, shape: Sequence[int], scale: float | Seque
     return ((field - field.mean()) / field.std()).astype(np.float32)
 
 
-def scattered(rng: np.random.Generator, size: Sequence[float], step: float, jitter: float = 0.45) -> NDArray[np.float64]:
+def scattered(
+    rng: np.random.Generator, size: Sequence[float], step: float, jitter: float = 0.45
+) -> NDArray[np.float64]:
     """Points about `step` apart that cover a box of `size` and one step around it, `[N, rank]`."""
     axes = [np.arange(-step, length + 2 * step, step) for length in size]
     grid = np.stack(np.meshgrid(*axes, indexing="ij"), -1).reshape(-1, len(size))

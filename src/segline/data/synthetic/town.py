@@ -14,8 +14,24 @@ from segline.data.synthetic.texture import Field, fractal
 #: Half the width of the carriageway, and the width of a paved walk; metres.
 ROAD, WALK = 4.6, 2.6
 _LENGTH = 210.0
-_WALLS = [(0.62, 0.40, 0.30), (0.74, 0.66, 0.52), (0.55, 0.55, 0.56), (0.80, 0.78, 0.74), (0.48, 0.36, 0.32), (0.66, 0.58, 0.50), (0.42, 0.46, 0.52)]
-_PAINTS = [(0.75, 0.75, 0.77), (0.10, 0.10, 0.12), (0.60, 0.10, 0.10), (0.12, 0.22, 0.48), (0.36, 0.38, 0.40), (0.85, 0.85, 0.83), (0.14, 0.32, 0.22)]
+_WALLS = [
+    (0.62, 0.40, 0.30),
+    (0.74, 0.66, 0.52),
+    (0.55, 0.55, 0.56),
+    (0.80, 0.78, 0.74),
+    (0.48, 0.36, 0.32),
+    (0.66, 0.58, 0.50),
+    (0.42, 0.46, 0.52),
+]
+_PAINTS = [
+    (0.75, 0.75, 0.77),
+    (0.10, 0.10, 0.12),
+    (0.60, 0.10, 0.10),
+    (0.12, 0.22, 0.48),
+    (0.36, 0.38, 0.40),
+    (0.85, 0.85, 0.83),
+    (0.14, 0.32, 0.22),
+]
 
 
 class Light(NamedTuple):
@@ -72,7 +88,9 @@ class Town:
         dark = (-x * self.sun < edge).astype(np.float32)
         for thing in self.things:
             if thing.kind == "tree":
-                away = np.hypot((along - thing.z) / 0.45, (x - thing.x + self.sun * 0.35 * thing.size) / 0.7) / thing.size
+                away = (
+                    np.hypot((along - thing.z) / 0.45, (x - thing.x + self.sun * 0.35 * thing.size) / 0.7) / thing.size
+                )
                 dark = np.maximum(dark, away + 0.3 * painter.texture(along, x + 40, 6, thing.seed) < 0.9)
             elif thing.kind == "car":
                 under = (np.abs(x - thing.x) < 1.1) & (along > thing.z - 0.4) & (along < thing.z + 4.5)
@@ -109,7 +127,13 @@ def _things(rng: np.random.Generator, side: int, shift: float, green: bool) -> l
     """What stands along one side of the street."""
     things: list[Thing] = []
 
-    def stand(kind: str, gap: tuple[float, float], out: tuple[float, float], size: tuple[float, float], colors: list[tuple[float, ...]]) -> None:
+    def stand(
+        kind: str,
+        gap: tuple[float, float],
+        out: tuple[float, float],
+        size: tuple[float, float],
+        colors: list[tuple[float, ...]],
+    ) -> None:
         z = rng.uniform(*gap)
         while z < _LENGTH:
             color = np.array(colors[rng.integers(len(colors))]) * rng.normal(1, 0.1)
@@ -121,7 +145,14 @@ def _things(rng: np.random.Generator, side: int, shift: float, green: bool) -> l
     stand("tree", (7, 26) if green else (14, 50), (1.9, 3.6), (4.5, 9), leaves)
     stand("bush", (5, 16) if green else (20, 60), (2.4, 4.2), (0.7, 1.5), leaves)
     stand("pole", (9, 19), (0.35, 0.6), (3.2, 6.8), [(0.42, 0.43, 0.45), (0.26, 0.27, 0.27), (0.55, 0.55, 0.53)])
-    clothes = [(0.65, 0.14, 0.16), (0.16, 0.22, 0.46), (0.72, 0.70, 0.66), (0.12, 0.12, 0.13), (0.70, 0.55, 0.20), (0.25, 0.40, 0.30)]
+    clothes = [
+        (0.65, 0.14, 0.16),
+        (0.16, 0.22, 0.46),
+        (0.72, 0.70, 0.66),
+        (0.12, 0.12, 0.13),
+        (0.70, 0.55, 0.20),
+        (0.25, 0.40, 0.30),
+    ]
     stand("pedestrian", (3, 15), (0.5, 2.4), (1.55, 1.9), clothes)
     stand("bin", (18, 60), (0.4, 0.7), (0.9, 1.2), [(0.18, 0.28, 0.22), (0.30, 0.30, 0.32)])
     stand("car", (5.4, 27), (-1.15, -1.0), (1.38, 1.85), _PAINTS)
@@ -136,5 +167,14 @@ def _traffic(rng: np.random.Generator, shift: float) -> list[Thing]:
         x = rng.normal(0, 0.3) if rng.random() < 0.6 else 2 * shift + rng.normal(0, 0.3)
         things.append(Thing("car", float(x), float(z), rng.uniform(1.4, 1.9), color, int(rng.integers(1000))))
     for z in rng.uniform(12, _LENGTH, 5):
-        things.append(Thing("pedestrian", shift + rng.uniform(-3, 3), float(z), 1.72, np.array([0.6, 0.2, 0.2]), int(rng.integers(1000))))
+        things.append(
+            Thing(
+                "pedestrian",
+                shift + rng.uniform(-3, 3),
+                float(z),
+                1.72,
+                np.array([0.6, 0.2, 0.2]),
+                int(rng.integers(1000)),
+            )
+        )
     return things

@@ -28,7 +28,10 @@ class Lot:
         """The part of the grid around the lot, and there the coordinates along and across it."""
         reach = int(self.length + self.depth) // 2 + 12
         top, left = max(int(self.row) - reach, 0), max(int(self.column) - reach, 0)
-        bottom, right = max(min(int(self.row) + reach, shape[0]), top), max(min(int(self.column) + reach, shape[1]), left)
+        bottom, right = (
+            max(min(int(self.row) + reach, shape[0]), top),
+            max(min(int(self.column) + reach, shape[1]), left),
+        )
         rows, columns = np.mgrid[top:bottom, left:right].astype(np.float32)
         cos, sin = np.float32(np.cos(self.angle)), np.float32(np.sin(self.angle))
         along = (rows - self.row) * cos + (columns - self.column) * sin
@@ -79,9 +82,14 @@ def villages(rng: np.random.Generator, shape: tuple[int, ...], dry: NDArray[np.b
     for _ in range(60):
         row, column = rng.uniform(0.12, 0.88, 2) * shape
         apart = all(np.hypot(row - other.row, column - other.column) > 130 for other in found)
-        if apart and dry[max(int(row) - 25, 0) : int(row) + 25, max(int(column) - 25, 0) : int(column) + 25].mean() > 0.9:
+        if (
+            apart
+            and dry[max(int(row) - 25, 0) : int(row) + 25, max(int(column) - 25, 0) : int(column) + 25].mean() > 0.9
+        ):
             radius, block, width = rng.uniform(52, 88), rng.uniform(29, 34), rng.uniform(1.7, 2.3)
-            found.append(Village(row, column, rng.uniform(0, np.pi), radius, block, width, rng.dirichlet([3, 2, 2, 2, 0.7, 0.7])))
+            found.append(
+                Village(row, column, rng.uniform(0, np.pi), radius, block, width, rng.dirichlet([3, 2, 2, 2, 0.7, 0.7]))
+            )
         if len(found) == 3:
             break
     return found
