@@ -46,7 +46,7 @@ def test_every_flipped_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
     start = whole.index(torch.arange(64.0).numpy().tobytes(), info.header_offset)
     for place in range(start, start + 256, 17):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-        with pytest.raises(ValueError, match="damaged|truncated"):
+        with pytest.raises(ValueError, match=r"damaged|truncated"):
             read(path)
 
 

@@ -17,7 +17,7 @@ SRC = Path(__file__).parents[1] / "src"
 
 #: From the top down: a module imports its own layer and those below.
 LAYERS = (
-    {"run", "job", "cli"},
+    {"cli", "run", "job", "explain"},
     {"config"},
     {"module", "callbacks", "tracking", "pictures", "tables", "report"},
     {"data", "inference"},
@@ -28,7 +28,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 #: Library -> the parts of segline that may know of it.
 KNOWN_BY = {
-    "hydra": {"cli", "config", "run"},
+    "hydra": {"config", "explain", "run"},
     "wandb": {"tracking", "callbacks"},
     "pytorch_lightning": {"job", "module", "callbacks", "checkpoints", "tracking", "report", "data"},
 }

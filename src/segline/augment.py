@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Mapping, Sequence
+from itertools import combinations, permutations
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,13 +46,43 @@ class Augment:
         return {name: np.ascontiguousarray(array) for name, array in sample.items()}
 
 
+class Turn:
+    """Mirror each axis by chance and swap axes of equal length: the 8 symmetries of a square, the 4 of an oblong.
+
+    Args:
+        p: Chance.
+    """
+
+    def __init__(self, p: float = 1.0) -> None:
+        self.p = p
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Turn a sample; exact, nothing is resampled."""
+        if rng.random() >= self.p:
+            return sample
+        size = sample["image"].shape[1:]
+        orders = [o for o in permutations(range(len(size))) if tuple(size[axis] for axis in o) == size]
+        order = orders[rng.integers(len(orders))]
+        mirrored = [axis for axis in range(len(size)) if rng.random() < 0.5]
+
+        def turn(array: NDArray[Any]) -> NDArray[Any]:
+            lead = array.ndim - len(size)
+            swapped = array.transpose(*range(lead), *(lead + axis for axis in order))
+            return np.ascontiguousarray(np.flip(swapped, [lead + axis for axis in mirrored]))
+
+        return {name: turn(array) for name, array in sample.items()}
+
+
 class Albumentations:
-    """Geometric transforms of albumentations, on images of any number of bands.
+    """Geometric transforms of albumentations, on images of any number of bands; new pixels at the border are ignored.
 
     Only geometric ones: its photometric transforms clip to 0..1 in silence and fail beyond three bands.
 
     Args:
         transforms: albumentations' own, by name.
+
+    Raises:
+        ValueError: A transform that is not geometric; later, one that changes the window's size, or a volume.
     """
 
     def __init__(self, transforms: Mapping[str, Any]) -> None:
@@ -60,26 +91,43 @@ class Albumentations:
         kept = [transform for transform in transforms.values() if transform is not None]
         if wrong := [type(t).__name__ for t in kept if not isinstance(t, albumentations.DualTransform)]:
             raise ValueError(
-                f"{', '.join(wrong)} of albumentations changes intensities; use segline.augment's, which are right for any bands and range"
+                f"{', '.join(wrong)} of albumentations is no geometric transform (a DualTransform); to change intensities use "
+                "segline.augment's, which are right for any bands and range"
             )
-        self._compose = albumentations.Compose(kept)
+        for transform in kept:
+            if getattr(transform, "fill_mask", None) is not None:
+                transform.fill_mask = 0.0  # stands for ignored, see __call__
+        self._compose = albumentations.Compose(kept, additional_targets={"instances": "mask"})
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Move a sample of two axes."""
+        size = sample["image"].shape[1:]
+        if len(size) != 2:
+            raise ValueError(
+                f"albumentations moves images of two axes, but the window has {len(size)}: {_times(size)}; "
+                "set data/augment=volume"
+            )
         # Two streams of one draw each: Compose(seed=) would give every transform the same numbers.
         first, second = (int(n) for n in rng.integers(2**63, size=2))
         self._compose.set_random_state(np.random.default_rng(first), random.Random(second))
-        masks = list(sample["mask"]) if sample["mask"].ndim == 3 else [sample["mask"]]
+        mask = sample["mask"]
+        given: dict[str, Any] = {"image": np.ascontiguousarray(sample["image"].transpose(1, 2, 0))}
+        # One more than the class, and 0 for ignored (255 + 1 in 8 bits): what is new at the border is filled with 0.
+        given["masks"] = list((mask if mask.ndim == 3 else mask[None]) + np.uint8(1))
         if "instances" in sample:
-            masks.append(sample["instances"])
-        moved = self._compose(image=np.ascontiguousarray(sample["image"].transpose(1, 2, 0)), masks=masks)
-        image = moved["image"] if moved["image"].ndim == 3 else moved["image"][..., None]
-        result = {"image": image.transpose(2, 0, 1)}
-        if "instances" in sample:
-            result["instances"] = moved["masks"].pop() if isinstance(moved["masks"], list) else moved["masks"][-1]
-            moved["masks"] = moved["masks"][: len(masks) - 1]
-        result["mask"] = np.stack(moved["masks"]) if sample["mask"].ndim == 3 else moved["masks"][0]
-        return {name: result[name] for name in sample}
+            given["instances"] = sample["instances"]
+        moved = self._compose(**given)
+        if moved["image"].shape[:2] != size:
+            raise ValueError(
+                f"albumentations made a window of {_times(moved['image'].shape[:2])} out of one of {_times(size)}; expected "
+                "transforms that keep the size (for D4, RandomRotate90 and Transpose take segline.augment.Turn)"
+            )
+        masks = np.stack(moved["masks"]) - np.uint8(1)
+        result = {
+            "image": np.ascontiguousarray(moved["image"].reshape(*size, -1).transpose(2, 0, 1)),
+            "mask": masks if mask.ndim == 3 else masks[0],
+        }
+        return {name: result.get(name, moved.get(name)) for name in sample}
 
 
 class Warp:
@@ -92,8 +140,9 @@ class Warp:
         degrees: Greatest rotation about each axis of a volume, or in the plane of an image.
         scale: Least and greatest factor of size.
         shift: Greatest translation along each axis, as a share of the window.
-        elastic: Greatest displacement, in pixels; 0 for none.
+        elastic: Greatest displacement, in pixels along the axis where they are smallest; 0 for none.
         elastic_cells: Control points of the displacement along each axis.
+        spacing: Size of a pixel along each axis, so that a rotation shears nothing; None where all are the same.
     """
 
     def __init__(
@@ -104,15 +153,10 @@ class Warp:
         shift: float = 0.0,
         elastic: float = 0.0,
         elastic_cells: int = 4,
+        spacing: Sequence[float] | None = None,
     ) -> None:
-        self.p, self.degrees, self.scale, self.shift, self.elastic, self.elastic_cells = (
-            p,
-            degrees,
-            scale,
-            shift,
-            elastic,
-            elastic_cells,
-        )
+        self.p, self.degrees, self.scale, self.shift = p, degrees, scale, shift
+        self.elastic, self.elastic_cells, self.spacing = elastic, elastic_cells, spacing
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Warp a sample."""
@@ -120,8 +164,12 @@ class Warp:
             return sample
         size = sample["image"].shape[1:]
         places = self._places(size, rng)
+        nearest = _nearest(places)
+        bands = [ndimage.map_coordinates(band, places, order=1, mode="mirror") for band in sample["image"]]
         return {
-            name: _sample_at(array, places, order=1 if name == "image" else 0, axes=len(size))
+            name: np.stack(bands)
+            if name == "image"
+            else array.reshape(*array.shape[: -len(size)], -1).take(nearest, -1)
             for name, array in sample.items()
         }
 
@@ -129,23 +177,27 @@ class Warp:
         """Where each pixel of the result comes from, `[axes, *S]`."""
         axes = len(size)
         matrix = np.eye(axes)
-        for i, j in [(0, 1), (0, 2), (1, 2)][: 1 if axes == 2 else 3]:
+        for i, j in combinations(range(axes), 2):
             angle = np.deg2rad(rng.uniform(-self.degrees, self.degrees))
             turn = np.eye(axes)
             turn[i, i] = turn[j, j] = np.cos(angle)
             turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
             matrix = matrix @ turn
-        matrix /= rng.uniform(*self.scale)
+        spacing = np.ones(axes) if self.spacing is None else np.array(self.spacing) / min(self.spacing)
+        matrix = matrix * spacing / spacing[:, None] / rng.uniform(*self.scale)
         centre = (np.array(size) - 1) / 2
         shift = rng.uniform(-self.shift, self.shift, axes) * np.array(size)
-        grid = np.stack(np.meshgrid(*[np.arange(n, dtype=np.float32) for n in size], indexing="ij"))
         column = (-1, *[1] * axes)
-        places = np.tensordot(matrix.astype(np.float32), grid - centre.reshape(column).astype(np.float32), 1)
+        grid = np.indices(size, np.float32) - centre.reshape(column).astype(np.float32)
+        places = np.tensordot(matrix.astype(np.float32), grid, 1)
         places += (centre + shift).reshape(column).astype(np.float32)
         if self.elastic:
-            coarse = rng.uniform(-self.elastic, self.elastic, (axes, *[self.elastic_cells] * axes)).astype(np.float32)
-            at = grid * ((self.elastic_cells - 1) / (np.array(size) - 1).clip(1)).reshape(column).astype(np.float32)
-            places += np.stack([ndimage.map_coordinates(c, at, order=1, mode="nearest") for c in coarse])
+            cells = self.elastic_cells
+            bend = rng.uniform(-self.elastic, self.elastic, (axes, *[cells] * axes)) / spacing.reshape(column)
+            for length in size:  # linear between control points, one axis after the other
+                along = np.linspace(0, cells - 1, length)[:, None]
+                bend = np.tensordot(bend, np.clip(1 - np.abs(along - np.arange(cells)), 0, 1), (1, 1))
+            places += bend.astype(np.float32)
         return places
 
 
@@ -159,14 +211,9 @@ class Brightness:
         """Change the image."""
         if rng.random() >= self.p:
             return sample
-        bands = len(sample["image"])
-        return _with_image(
-            sample,
-            sample["image"]
-            + _per_band(
-                rng.uniform(-self.limit, self.limit) + rng.uniform(-self.band_limit, self.band_limit, bands), sample
-            ),
-        )
+        image = sample["image"]
+        offset = rng.uniform(-self.limit, self.limit) + rng.uniform(-self.band_limit, self.band_limit, len(image))
+        return _with_image(sample, image + offset.reshape(-1, *[1] * (image.ndim - 1)).astype(np.float32))
 
 
 class Contrast:
@@ -245,12 +292,14 @@ def _with_image(sample: Sample, image: NDArray[Any]) -> Sample:
     return {**sample, "image": image.astype(np.float32, copy=False)}
 
 
-def _per_band(values: NDArray[Any], sample: Sample) -> NDArray[np.float32]:
-    return values.reshape(-1, *[1] * (sample["image"].ndim - 1)).astype(np.float32)
+def _nearest(places: NDArray[np.float32]) -> NDArray[np.intp]:
+    """Flat indices of the pixels nearest to places `[axes, *S]`, which may lie in the mirror image outside."""
+    flat = np.zeros(places.shape[1:], np.intp)
+    for place, length in zip(places, places.shape[1:], strict=True):
+        folded = np.rint(place).astype(np.intp) % max(2 * length - 2, 1)
+        flat = flat * length + np.minimum(folded, 2 * length - 2 - folded)
+    return flat
 
 
-def _sample_at(array: NDArray[Any], places: NDArray[np.float32], order: int, axes: int) -> NDArray[Any]:
-    """An array `[..., *S]` at fractional places."""
-    if array.ndim == axes:
-        return ndimage.map_coordinates(array, places, order=order, mode="mirror")  # type: ignore[no-any-return]
-    return np.stack([_sample_at(part, places, order, axes) for part in array])
+def _times(size: Sequence[int]) -> str:
+    return " x ".join(map(str, size))

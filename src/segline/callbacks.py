@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import signal
+import sys
 import time
-from datetime import timedelta
+from datetime import datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from pytorch_lightning.callbacks import Callback, Checkpoint, TQDMProgressBar
 from segline import tables
 from segline.card import Card
 from segline.checkpoints import BEST, RESUME, write
+from segline.module import as_segmentation
 from segline.schedules import Schedule
 
 
@@ -51,6 +54,7 @@ class Budget(Callback):
     ) -> None:
         self.max_steps, self.max_time, self.max_epochs = max_steps, max_time, max_epochs
         self._before = 0.0  # seconds spent by runs that this one goes on from
+        self._first_step, self._first_share = 0, 0.0  # where this process started
         self._started: float | None = None
 
     @property
@@ -67,8 +71,20 @@ class Budget(Callback):
         )
         return min(1.0, trainer.global_step / steps)
 
+    def end(self, trainer: pl.Trainer) -> datetime | None:
+        """When training will end at the rate so far; None before the first step."""
+        if self.max_time is not None:
+            left = self.max_time.total_seconds() - self.elapsed
+        elif self._started is None or trainer.global_step == self._first_step:
+            return None
+        else:  # the rate since the start of this process: steps before a resume may have run on another machine
+            rate = (self.spent(trainer) - self._first_share) / (time.monotonic() - self._started)
+            left = (1.0 - self.spent(trainer)) / rate
+        return datetime.now() + timedelta(seconds=max(left, 0.0))
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start the clock."""
+        self._first_step, self._first_share = trainer.global_step, self.spent(trainer)
         self._started = time.monotonic()
         self._stop_when_spent(trainer)
 
@@ -163,10 +179,10 @@ class EpochTable(Checkpoint):
 
 
 class Checkpoints(Checkpoint):
-    """Keep the best weights, and a checkpoint to resume from: at each epoch's end, every so many minutes, and before SIGTERM or
-    Ctrl-C ends the run.
+    """Keep the best weights, and a checkpoint to resume from.
 
-    A signal is obeyed at the end of the running step, or of the running validation; a second one at once.
+    The latter at each epoch's end, every so many minutes, and before SIGTERM or Ctrl-C ends the run. A signal is obeyed at the end
+    of the running step, or of the running validation; a second one at once.
 
     Args:
         folder: Where `best.ckpt` and `resume.ckpt` are kept.
@@ -207,7 +223,7 @@ class Checkpoints(Checkpoint):
         if self.best is None or (float(value) > self.best if self.maximize else float(value) < self.best):
             self.best = float(value)
             if trainer.is_global_zero:
-                weights = {f"network.{name}": w for name, w in pl_module.network.state_dict().items()}
+                weights = {f"network.{name}": w for name, w in as_segmentation(pl_module).network.state_dict().items()}
                 scores = {name: float(v) for name, v in trainer.callback_metrics.items()}
                 content = {
                     "card": self.card.to_dict(),
@@ -224,7 +240,7 @@ class Checkpoints(Checkpoint):
         if self._restored is not None:
             torch.set_rng_state(self._restored["rng"][trainer.global_rank % len(self._restored["rng"])])
             if trainer.is_global_zero:
-                pl_module.restore_measured(self._restored["measured"])
+                as_segmentation(pl_module).meters("train").go_on(self._restored["measured"])
             trainer.should_stop |= self._restored["stopped"]
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, self._notice)
@@ -257,10 +273,10 @@ class Checkpoints(Checkpoint):
         checkpoint["training"] = {
             "best": self.best,
             "rng": _gather(trainer, torch.get_rng_state()),
-            "measured": pl_module.measured(),
+            "measured": as_segmentation(pl_module).meters("train").sums(partial(_reduce, trainer)),
             "stopped": trainer.should_stop,
-            "epoch": trainer.fit_loop.epoch_progress.current.processed,
-            "batches": 0 if trainer.is_last_batch else trainer.fit_loop.epoch_loop.batch_progress.current.processed,
+            "epoch": _processed(trainer.fit_loop.epoch_progress),
+            "batches": 0 if trainer.is_last_batch else _processed(trainer.fit_loop.epoch_loop.batch_progress),
         }
 
     def on_load_checkpoint(
@@ -282,23 +298,48 @@ class Checkpoints(Checkpoint):
 
 
 class Progress(TQDMProgressBar):
-    """Lightning's bar with the rate, the loss and the objective.
+    """Lightning's bar with the rate, the loss, the objective and the time of day when training will end.
+
+    In a log file, where a bar would fill pages, it is a line an epoch.
 
     Args:
         objective: Logged value to show.
+        budget: Knows how much of the training is done.
     """
 
-    def __init__(self, objective: str) -> None:
-        super().__init__()
-        self.objective = objective
+    def __init__(self, objective: str, budget: Budget) -> None:
+        self._drawn = sys.stderr.isatty()
+        super().__init__(refresh_rate=1 if self._drawn else 0)
+        self.objective, self.budget = objective, budget
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """End the epoch's bar, or write its line."""
+        super().on_train_epoch_end(trainer, pl_module)
+        if not self._drawn and trainer.is_global_zero:
+            shown = self.get_metrics(trainer, pl_module)
+            values = "  ".join(f"{name} {value}" for name, value in shown.items())
+            print(f"epoch {trainer.current_epoch}, step {trainer.global_step}  {values}", flush=True)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """What stands at the bar's end."""
         shown = super().get_metrics(trainer, pl_module)
         shown.pop("v_num", None)
         if self.objective in trainer.callback_metrics:
-            shown[self.objective] = float(trainer.callback_metrics[self.objective])
+            shown[self.objective] = f"{float(trainer.callback_metrics[self.objective]):.3f}"
+        if end := self.budget.end(trainer):
+            shown["end"] = f"{end:%H:%M}"
         return shown
+
+
+def _processed(progress: Any) -> int:
+    """How many of Lightning's epochs or batches were worked through."""
+    return int(progress.current.processed)
+
+
+def _reduce(trainer: pl.Trainer, value: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes."""
+    total: torch.Tensor = trainer.strategy.reduce(value, reduce_op="sum")
+    return total
 
 
 def _gather(trainer: pl.Trainer, state: torch.Tensor) -> list[torch.Tensor]:

@@ -24,6 +24,6 @@ def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
         return hydra_compose(name, overrides=list(overrides))
 
 
-def build(config: DictConfig) -> Any:
-    """The object that a config node describes, with plain dicts and lists as its arguments."""
-    return instantiate(config, _convert_="all")
+def build(config: DictConfig, **arguments: Any) -> Any:
+    """The object that a config node describes, with plain dicts and lists as its arguments; more arguments go on top."""
+    return instantiate(config, _convert_="all", **arguments)

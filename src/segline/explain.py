@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 @contextmanager
@@ -46,6 +47,8 @@ def _explain(error: Exception, command: str, arguments: Sequence[str]) -> str | 
         return _explain_override(str(error), command)
     if isinstance(error, ValueError | OSError) and _is_ours(error):
         return str(error)
+    if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) and error.filename:
+        return f"{error.filename} cannot be written ({error.strerror}); set hydra.run.dir, or output, to a folder that can"
     return None
 
 
@@ -54,24 +57,24 @@ def _explain_override(message: str, command: str) -> str:
     if match is None:
         return message
     key = match.group(1)
-    return f"there is no {key!r} to override.{nearest(key, _known(command))}\n`python src/{command}.py --help` lists the groups, `--cfg job` every key."
+    where = f"`python src/{command}.py --help` lists the groups, `--cfg job` every key."
+    return f"there is no {key!r} to override.{nearest(key, _known(command))}\n{where}"
 
 
 def _known(command: str) -> list[str]:
     """Every group and every key of the command's config."""
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
 
     from segline.config import CONF_DIR, compose
 
-    def keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
-        for key in node:
+    def keys(node: dict[str, Any], prefix: str = "") -> Iterator[str]:
+        for key, child in node.items():
             yield f"{prefix}{key}"
-            child = OmegaConf.to_container(node, resolve=False)
-            if isinstance(child, dict) and isinstance(child[key], dict):
-                yield from keys(OmegaConf.create(child[key]), f"{prefix}{key}.")
+            if isinstance(child, dict):
+                yield from keys(child, f"{prefix}{key}.")
 
     groups = [str(folder.relative_to(CONF_DIR)) for folder in CONF_DIR.rglob("*") if folder.is_dir()]
-    return [*groups, *keys(compose(name=command))]
+    return [*groups, *keys(OmegaConf.to_container(compose(name=command)))]  # type: ignore[arg-type]
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

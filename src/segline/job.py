@@ -46,14 +46,20 @@ def run(path: Path) -> None:
         data.prepare()
         module = _build_module(config, data)
         card = Card(network=OmegaConf.to_container(config.model), trained_on=config.run.data, **data.card_fields())  # type: ignore[arg-type]
-        trainer = _build_trainer(config, run_dir, card)
+        budget = _budget(config.trainer)
+        trainer = _build_trainer(config, run_dir, budget, _build_callbacks(config, run_dir, budget, card))
         if trainer.is_global_zero:
-            report.announce(config, data, module.network, trainer, run_dir)
+            report.announce(config, run_dir, data, module, trainer, budget)
         if resume is not None:
             _check_fits(resume, card)
             data.go_on(**{key: resume["training"][key] for key in ("epoch", "batches")})
-        trainer.fit(module, data, ckpt_path=run_dir / RESUME if resume else None, weights_only=True)
-        _finish(config, run_dir, trainer, module, data)
+        try:
+            trainer.fit(module, data, ckpt_path=run_dir / RESUME if resume else None, weights_only=True)
+            _finish(config, run_dir, trainer, module, data)
+        finally:
+            for logger in trainer.loggers:
+                if hasattr(logger, "finish"):
+                    logger.finish()
 
 
 def _finish(
@@ -68,68 +74,59 @@ def _finish(
             evaluate(module, datamodule=data, verbose=False)
             results[split] = report.result(split, module, data, trainer)
     if trainer.is_global_zero:
-        pictures = report.write(config, run_dir, results, module, data)
+        left = report.write(config, run_dir, results, module, data)
         for logger in trainer.loggers:
-            logger.log_pictures(pictures)
+            if hasattr(logger, "log_report"):  # ours; Lightning's own take numbers only
+                logger.log_report(left, data.labels)
         print(f"run: {run_dir}", flush=True)
-    for logger in trainer.loggers:
-        logger.finish()
 
 
 def _build_module(config: DictConfig, data: SegmentationDataModule) -> SegmentationModule:
-    loss = build(
-        OmegaConf.merge(config.loss, {"class_weights": data.class_weights()}) if config.class_weights else config.loss
-    )
+    loss = build(config.loss, **({"class_weights": data.class_weights()} if config.class_weights else {}))
     if data.labels.scheme not in loss.schemes:
         raise ValueError(
-            f"loss={config.run.loss} takes {' or '.join(sorted(loss.schemes))} labels, but data={config.run.data} has {data.labels.scheme} ones; "
-            f"set loss=dice_ce, or one of {'ce, focal' if data.labels.exclusive else 'bce, dice'}"
+            f"loss={config.run.loss} takes {' or '.join(sorted(loss.schemes))} labels, but data={config.run.data} "
+            f"has {data.labels.scheme} ones; set loss=dice_ce, or one of {'ce, focal' if data.labels.exclusive else 'bce, dice'}"
         )
     network: nn.Module = build(config.model)
-    if config.trainer.channels_last:
+    channels_last = config.trainer.channels_last
+    if channels_last:
         network = network.to(memory_format=memory_format(2 + config.data.spatial_dims))
-    cases = {split: [case.name for case in cases] for split, cases in data.cases.items()}
     return SegmentationModule(
         network,
         loss,
         data.labels,
-        cases,
-        build(config.optimizer),
+        cases={split: [case.name for case in cases] for split, cases in data.cases.items()},
+        optimizer=build(config.optimizer),
         metrics=build(config.metrics),
-        channels_last=config.trainer.channels_last,
+        channels_last=channels_last,
     )
 
 
-def _build_trainer(config: DictConfig, run_dir: Path, card: Card) -> pl.Trainer:
-    settings = dict(config.trainer)
-    budget = _budget(settings)
-    settings.pop("channels_last")
+def _build_callbacks(config: DictConfig, run_dir: Path, budget: Budget, card: Card) -> list[Callback]:
+    objective, maximize = config.objective, not config.objective.endswith("loss")
+    stopping = config.callbacks.early_stopping
+    mode = "max" if maximize else "min"
+    return [
+        SameConfig(hashlib.sha256(OmegaConf.to_yaml(config).encode()).hexdigest()),
+        budget,
+        LearningRate(build(config.scheduler), budget, objective),
+        Progress(objective, budget),
+        *([EarlyStopping(objective, mode=mode, check_finite=False, **stopping)] if stopping else []),
+        EpochTable(run_dir / "metrics.csv"),
+        Checkpoints(run_dir, card, objective, maximize, config.callbacks.checkpoint_minutes),
+    ]
+
+
+def _build_trainer(config: DictConfig, run_dir: Path, budget: Budget, callbacks: list[Callback]) -> pl.Trainer:
+    ours = ("channels_last", "max_epochs", "max_steps", "max_time")
+    settings = {str(key): value for key, value in config.trainer.items() if key not in ours}
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     accelerator = settings["accelerator"]
     if accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     settings |= {"accelerator": accelerator, "devices": processes, "strategy": "ddp" if processes > 1 else "auto"}
     settings["precision"] = fast_precision(accelerator) if settings["precision"] == "auto" else settings["precision"]
-    maximize = not config.objective.endswith("loss")
-    callbacks: list[Callback] = [
-        SameConfig(hashlib.sha256(OmegaConf.to_yaml(config).encode()).hexdigest()),
-        budget,
-        LearningRate(build(config.scheduler), budget, config.objective),
-        Progress(config.objective),
-    ]
-    if config.callbacks.early_stopping:
-        callbacks.append(
-            EarlyStopping(
-                config.objective,
-                mode="max" if maximize else "min",
-                check_finite=False,
-                **config.callbacks.early_stopping,
-            )
-        )
-    callbacks += [
-        EpochTable(run_dir / "metrics.csv"),
-        Checkpoints(run_dir, card, config.objective, maximize, config.callbacks.checkpoint_minutes),
-    ]
     return pl.Trainer(
         **settings,
         max_epochs=-1 if budget.max_steps or budget.max_time else budget.max_epochs,
@@ -144,18 +141,18 @@ def _build_trainer(config: DictConfig, run_dir: Path, card: Card) -> pl.Trainer:
     )
 
 
-def _budget(settings: dict[str, Any]) -> Budget:
-    """The one budget that holds: time before steps before epochs; taken out of the settings."""
-    epochs, steps, limit = (settings.pop(key) for key in ("max_epochs", "max_steps", "max_time"))
-    if limit is not None:
-        try:
-            days, hours, minutes, seconds = (int(part) for part in str(limit).split(":"))
-        except ValueError:
-            raise ValueError(
-                f"trainer.max_time is {limit!r}; expected DD:HH:MM:SS, such as 00:00:10:00 for ten minutes"
-            ) from None
-        return Budget(max_time=timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds))
-    return Budget(max_steps=steps) if steps else Budget(max_epochs=epochs)
+def _budget(settings: DictConfig) -> Budget:
+    """The one budget that holds: time before steps before epochs."""
+    limit = settings.max_time
+    if limit is None:
+        return Budget(max_steps=settings.max_steps) if settings.max_steps else Budget(max_epochs=settings.max_epochs)
+    try:
+        days, hours, minutes, seconds = (int(part) for part in str(limit).split(":"))
+    except ValueError:
+        raise ValueError(
+            f"trainer.max_time is {limit!r}; expected DD:HH:MM:SS, such as 00:00:10:00 for ten minutes"
+        ) from None
+    return Budget(max_time=timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds))
 
 
 def fast_precision(accelerator: str) -> str:
@@ -186,7 +183,8 @@ def _check_fits(checkpoint: dict[str, Any], card: Card) -> None:
     for key in ("network", "labels", "bands", "spacing_mm"):
         if json.loads(json.dumps(before[key])) != now[key]:
             raise ValueError(
-                f"the checkpoint is of another {'model' if key == 'network' else 'data'}: its {key} is {before[key]}, but the config's is {now[key]}; "
+                f"the checkpoint is of another {'model' if key == 'network' else 'data'}: "
+                f"its {key} is {before[key]}, but the config's is {now[key]}; "
                 "resume with the settings that the run was started with (its config.yaml), or start a new run"
             )
 

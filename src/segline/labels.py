@@ -59,7 +59,7 @@ class Labels:
         self.ignore = parse_values(ignore)
         self.rest = parse_values(rest) if scheme == "overlapping" else ()
         self.colors = dict(colors or {})
-        self._raw = {"classes": dict(classes), "ignore": ignore, "rest": rest}
+        self._raw_classes, self._raw_ignore, self._raw_rest = dict(classes), ignore, rest
         self._check()
 
     def _check(self) -> None:
@@ -117,7 +117,7 @@ class Labels:
         for k, (name, values) in enumerate(self.values.items()):
             color = parse_values(self.colors[name])[0] if name in self.colors else None
             if color is None:
-                from_file = self._raw["classes"][name]
+                from_file = self._raw_classes[name]
                 first = from_file if isinstance(from_file, (int, str)) else from_file[0]
                 color = (
                     values[0]
@@ -180,15 +180,25 @@ class Labels:
         """Where a mask counts, of the mask's own shape."""
         return mask != IGNORE_INDEX
 
+    def as_ids(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """One id a pixel `[*S]`: of overlapping classes `[K, *S]` the last one on top, counted from 1; 0 where there is none."""
+        if self.exclusive:
+            return mask
+        ids = np.zeros(mask.shape[1:], np.uint8)
+        for k, of_class in enumerate(mask, 1):
+            ids[of_class == 1] = k
+        ids[(mask == IGNORE_INDEX).all(0)] = IGNORE_INDEX
+        return ids
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which `Labels(**data)` makes an equal object."""
-        plain = {name: _plain(raw) for name, raw in self._raw["classes"].items()}
+        plain = {name: _plain(raw) for name, raw in self._raw_classes.items()}
         return {
             "classes": plain,
             "scheme": self.scheme,
             "background": self.background,
-            "ignore": _plain(self._raw["ignore"]),
-            "rest": _plain(self._raw["rest"]),
+            "ignore": _plain(self._raw_ignore),
+            "rest": _plain(self._raw_rest),
             "colors": self.colors or None,
         }
 

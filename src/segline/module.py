@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -43,18 +44,19 @@ class SegmentationModule(pl.LightningModule):
         super().__init__()
         self.network, self.loss, self.labels, self.cases = network, loss, labels, cases
         self.optimizer = optimizer
-        self.overlap = nn.ModuleDict(
-            {f"{split}_overlap": Overlap(labels, len(names)) for split, names in cases.items()}
-        )
-        self.losses = nn.ModuleDict({f"{split}_loss": MeanMetric() for split in cases})
-        self.extra = nn.ModuleDict(
-            {f"{split}_{name}": m.clone() for split in ("val", "test") for name, m in (metrics or {}).items()}
-        )
         self.channels_last = channels_last
+        self._meters = nn.ModuleDict()
+        for split, names in cases.items():
+            further = {} if split == "train" or metrics is None else metrics
+            self._meters[f"in_{split}"] = Meters(labels, len(names), further)  # "train" would clash with the method
+
+    def meters(self, split: str) -> Meters:
+        """What was measured in the running or the last epoch of a split."""
+        return cast(Meters, self._meters[f"in_{split}"])
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits `[B, K, *S]` of images `[B, C, *S]`."""
-        return self.network(image)  # type: ignore[no-any-return]
+        return self.network(image)
 
     # Training
 
@@ -63,93 +65,45 @@ class SegmentationModule(pl.LightningModule):
         loss: Tensor = self.loss(logits, batch["mask"], batch.get("weight"))
         if not torch.isfinite(loss):
             raise ValueError(self._say_not_finite(loss, batch))
-        self._measure("train", loss.detach(), logits.detach(), batch)
+        self.meters("train").update(loss.detach(), logits.detach(), batch)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
 
     def on_train_epoch_end(self) -> None:
-        self._report("train")
+        self._log("train")
+        self.meters("train").reset()  # not at an epoch's start: a resume may start in its middle
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return self.optimizer(parameter_groups(self.network))
 
     # Evaluation
 
+    def on_validation_epoch_start(self) -> None:
+        self.meters("val").reset()
+
     def validation_step(self, batch: Batch, _: int) -> None:
         self._evaluate("val", batch)
+
+    def on_validation_epoch_end(self) -> None:
+        self._log("val")
+
+    def on_test_epoch_start(self) -> None:
+        self.meters("test").reset()
 
     def test_step(self, batch: Batch, _: int) -> None:
         self._evaluate("test", batch)
 
-    def on_validation_epoch_end(self) -> None:
-        self._report("val")
-
     def on_test_epoch_end(self) -> None:
-        self._report("test")
+        self._log("test")
 
     def _evaluate(self, split: str, batch: Batch) -> None:
         logits = self(batch["image"]).float()
-        pred = self._measure(split, self.loss(logits, batch["mask"]), logits, batch)
-        for key, metric in self.extra.items():
-            if key.startswith(split):
-                valid = self.labels.valid(batch["mask"])
-                metric.update(pred[valid], batch["mask"][valid])
+        self.meters(split).update(self.loss(logits, batch["mask"]), logits, batch)
 
-    def _measure(self, split: str, loss: Tensor, logits: Tensor, batch: Batch) -> Tensor:
-        pred: Tensor = self.labels.decide(self.labels.probs(logits))
-        counted = self.labels.valid(batch["mask"]).sum()
-        self.losses[f"{split}_loss"].update(loss, counted)
-        self.overlap[f"{split}_overlap"].update(pred, batch["mask"], batch["case"])
-        return pred
-
-    def _report(self, split: str) -> None:
-        """Log what was measured since the last report; classes that occur nowhere are left out."""
-        loss, overlap = self.losses[f"{split}_loss"], self.overlap[f"{split}_overlap"]
-        scores = {"loss": loss.compute(), **overlap.compute()}
-        for key, metric in self.extra.items():
-            if key.startswith(f"{split}_"):
-                scores[key.removeprefix(f"{split}_")] = metric.compute()
-                metric.reset()
-        if split == "train":  # evaluation's states stay readable until the next evaluation, for tables and pictures
-            loss.reset()
-            overlap.reset()
-        self.log_dict(
-            {f"{split}/{name}": float(value) for name, value in scores.items() if value == value}, sync_dist=True
-        )
-
-    def on_validation_epoch_start(self) -> None:
-        self._reset("val")
-
-    def on_test_epoch_start(self) -> None:
-        self._reset("test")
-
-    def _reset(self, split: str) -> None:
-        self.losses[f"{split}_loss"].reset()
-        self.overlap[f"{split}_overlap"].reset()
-
-    # What was measured within an epoch, for a resume in its middle
-
-    def measured(self) -> list[Tensor]:
-        """Sums of the running epoch over all processes."""
-        return [
-            self.trainer.strategy.reduce(getattr(metric, name).clone(), reduce_op="sum")
-            for metric, name in self._running()
-        ]
-
-    def restore_measured(self, sums: list[Tensor]) -> None:
-        """Go on from sums that `measured` gave; on one process only."""
-        for (metric, name), value in zip(self._running(), sums, strict=True):
-            setattr(metric, name, value.to(self.device))
-            metric._update_count = max(
-                metric._update_count, 1
-            )  # else torchmetrics warns of a compute without an update
-
-    def _running(self) -> list[tuple[Metric, str]]:
-        return [
-            (metric, name)
-            for metric in (self.losses["train_loss"], self.overlap["train_overlap"])
-            for name in metric._defaults
-        ]
+    def _log(self, split: str) -> None:
+        """Log what was measured in this epoch; classes that occur nowhere have no value."""
+        scores = self.meters(split).compute()
+        self.log_dict({f"{split}/{name}": value for name, value in scores.items() if value == value}, sync_dist=True)
 
     # Moving data
 
@@ -168,6 +122,67 @@ class SegmentationModule(pl.LightningModule):
         )
 
 
+class Meters(nn.Module):
+    """Loss, overlap and further metrics of one epoch of one split.
+
+    Args:
+        labels: How logits become a decision.
+        num_cases: Of the split.
+        metrics: Further torchmetrics by name.
+    """
+
+    def __init__(self, labels: Labels, num_cases: int, metrics: Mapping[str, Metric]) -> None:
+        super().__init__()
+        self.labels = labels
+        self.loss, self.overlap = MeanMetric(), Overlap(labels, num_cases)
+        self.further = nn.ModuleDict({name: metric.clone() for name, metric in metrics.items()})
+
+    def update(self, loss: Tensor, logits: Tensor, batch: Batch) -> None:
+        """Measure a batch of logits `[B, K, *S]`."""
+        mask, pred = batch["mask"], self.labels.decide(self.labels.probs(logits))
+        valid = self.labels.valid(mask)
+        self.loss.update(loss, valid.sum())
+        self.overlap.update(pred, mask, batch["case"])
+        for metric in self._further():
+            metric.update(pred[valid], mask[valid])
+
+    def compute(self) -> dict[str, float]:
+        """All values by name, over all processes; nan where nothing counts."""
+        further = {name: float(cast(Metric, metric).compute()) for name, metric in self.further.items()}
+        return {"loss": float(self.loss.compute()), **self.overlap.compute(), **further}
+
+    def reset(self) -> None:
+        """Forget everything."""
+        for metric in (self.loss, self.overlap, *self._further()):
+            metric.reset()
+
+    def _further(self) -> list[Metric]:
+        return [cast(Metric, metric) for metric in self.further.values()]
+
+    # The sums of an epoch that a resume goes on within
+
+    def sums(self, reduce: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        """Sums so far, each reduced over all processes."""
+        return [reduce(getattr(metric, name).clone()) for metric, name in self._states()]
+
+    def go_on(self, sums: list[Tensor]) -> None:
+        """Go on from sums that `sums` gave; on one process only."""
+        for (metric, name), value in zip(self._states(), sums, strict=True):
+            setattr(metric, name, value.to(metric.device))
+            metric._update_count = max(
+                metric._update_count, 1
+            )  # else torchmetrics warns of a compute without an update
+
+    def _states(self) -> list[tuple[Metric, str]]:
+        return [(metric, name) for metric in (self.loss, self.overlap) for name in metric._defaults]
+
+
 def memory_format(ndim: int) -> torch.memory_format:
     """The channels-last format of images `[B, C, *S]` with `ndim` axes in all."""
     return torch.channels_last if ndim == 4 else torch.channels_last_3d
+
+
+def as_segmentation(module: Any) -> SegmentationModule:
+    """Lightning hands its hooks a module of any kind; ours is this one."""
+    assert isinstance(module, SegmentationModule)
+    return module

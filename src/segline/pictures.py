@@ -102,7 +102,9 @@ def case_grid(cases: Sequence[Mapping[str, Any]], labels: Labels) -> Figure:
         **dict(zip(labels.names, labels.palette, strict=True)),
         **{k: v for k, v in _ERRORS.items() if k != "right"},
     }
-    handles = [Patch(facecolor=np.array(color) / 255, edgecolor="0.4", label=name) for name, color in colors.items()]
+    handles = [
+        Patch(facecolor=tuple(np.array(color) / 255), edgecolor="0.4", label=name) for name, color in colors.items()
+    ]
     figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 9), frameon=False, fontsize=9)
     return figure
 

@@ -16,7 +16,6 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from omegaconf import DictConfig
-from torch import nn
 
 from segline import pictures, tables
 from segline.callbacks import Budget
@@ -25,22 +24,44 @@ from segline.data.datamodule import SegmentationDataModule
 from segline.inference.tiled import predict_tiles
 from segline.module import SegmentationModule
 
+#: Picture of the first training samples.
+AUGMENTED = "augmented.png"
+_NUM_AUGMENTED = 6
+
 
 def announce(
-    config: DictConfig, data: SegmentationDataModule, network: nn.Module, trainer: pl.Trainer, run_dir: Path
+    config: DictConfig,
+    run_dir: Path,
+    data: SegmentationDataModule,
+    module: SegmentationModule,
+    trainer: pl.Trainer,
+    budget: Budget,
 ) -> None:
-    """Say what the run will do, and keep what it runs on in `environment.json`."""
-    budget = next(c for c in trainer.callbacks if isinstance(c, Budget))  # type: ignore[attr-defined]
-    weights = sum(p.numel() for p in network.parameters())
+    """Say what the run will do, and keep what it runs on in `environment.json` and what it sees in `augmented.png`."""
+    weights = sum(p.numel() for p in module.network.parameters())
+    layout = ", channels last" if module.channels_last else ""
+    devices = f"{trainer.num_devices} x {trainer.strategy.root_device.type}"
+    end = budget.end(trainer)
     lines = [
         f"run       {run_dir}",
         *data.describe(),
-        f"network   {config.run.model}, {weights:,} weights; loss {config.run.loss}; {trainer.precision}"
-        f"{', channels last' if config.trainer.channels_last else ''}, on {trainer.num_devices} x {config.trainer.accelerator if config.trainer.accelerator != 'auto' else trainer.strategy.root_device.type}",
-        f"budget    {budget}; the best weights by {config.objective}",
+        f"network   {config.run.model}, {weights:,} weights; loss {config.run.loss}",
+        f"hardware  {devices}, {trainer.precision}{layout}",
+        f"budget    {budget}, {f'until {end:%H:%M}' if end else 'the progress bar says until when'}",
+        f"best      by {config.objective}",
     ]
     print("\n".join(lines), flush=True)
     (run_dir / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n")
+    if config.callbacks.pictures:
+        _draw_augmented(run_dir / AUGMENTED, data)
+
+
+def _draw_augmented(path: Path, data: SegmentationDataModule) -> None:
+    """The first samples of the training, as the network will see them."""
+    windows = data.train_dataset()
+    samples = [windows[0, number] for number in range(_NUM_AUGMENTED)]
+    arrays = [{key: sample[key].numpy() for key in ("image", "mask")} for sample in samples]
+    pictures.save(pictures.augmented_grid(arrays, data.labels), path)
 
 
 def environment() -> dict[str, Any]:
@@ -103,9 +124,24 @@ class Result:
     confusion: NDArray[np.int64] | None
 
 
+@dataclass(frozen=True)
+class Report:
+    """What a run leaves at its end, for those who show it elsewhere.
+
+    Args:
+        scores: Values of the best weights by logged name.
+        pictures: Files.
+        cases: Best, median and worst case: image, mask, pred and title.
+    """
+
+    scores: dict[str, float]
+    pictures: list[Path]
+    cases: list[dict[str, Any]]
+
+
 def result(split: str, module: SegmentationModule, data: SegmentationDataModule, trainer: pl.Trainer) -> Result:
     """Collect what the last evaluation of a split measured; every process must call it."""
-    overlap = module.overlap[f"{split}_overlap"]
+    overlap = module.meters(split).overlap
     with overlap.sync_context():
         table, confusion = overlap.case_table(), overlap.confusion
     cases = data.cases[split]
@@ -133,8 +169,8 @@ def write(
     results: dict[str, Result],
     module: SegmentationModule,
     data: SegmentationDataModule,
-) -> list[Path]:
-    """Leave tables and pictures of the best weights in the run folder and print the table of the last split; the pictures' paths."""
+) -> Report:
+    """Leave tables and pictures of the best weights in the run folder, and print the table of the last split."""
     scores = {f"{split}/{name}": value for split, r in results.items() for name, value in r.scores.items()}
     (run_dir / "scores.json").write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
     tables.write_cases(run_dir / "cases.parquet", [row for r in results.values() for row in r.rows])
@@ -144,14 +180,17 @@ def write(
     if split == "val":
         print("There is no test part: these are scores of the validation part, which also picked the best weights.")
     if not config.callbacks.pictures:
-        return []
-    drawn = {"curves": pictures.curves(tables.read_rows(run_dir / "metrics.csv"), config.objective)}
+        return Report(scores, [], [])
+    shown = _show_cases(split, last, module, data)
+    drawn = {
+        "curves": pictures.curves(tables.read_rows(run_dir / "metrics.csv"), config.objective),
+        "cases": pictures.case_grid(shown, data.labels),
+    }
     if last.confusion is not None:
         drawn["confusion"] = pictures.confusion_matrix(last.confusion, data.labels.names)
-    drawn["cases"] = _draw_cases(split, last, module, data)
     for name, picture in drawn.items():
         pictures.save(picture, run_dir / f"{name}.png")
-    return [run_dir / f"{name}.png" for name in drawn]
+    return Report(scores, [run_dir / AUGMENTED, *(run_dir / f"{name}.png" for name in drawn)], shown)
 
 
 def read_scores(run_dir: Path) -> dict[str, float]:
@@ -160,25 +199,20 @@ def read_scores(run_dir: Path) -> dict[str, float]:
     return scores
 
 
-def _draw_cases(split: str, last: Result, module: SegmentationModule, data: SegmentationDataModule) -> Any:
+def _show_cases(
+    split: str, last: Result, module: SegmentationModule, data: SegmentationDataModule
+) -> list[dict[str, Any]]:
     """The best, the median and the worst case of a split, predicted anew, whole."""
     ranked = sorted((row for row in last.rows if np.isfinite(_mean_dice(row))), key=_mean_dice)
     by_name = {case.name: case for case in data.cases[split]}
-    chosen = {"worst": 0, "median": len(ranked) // 2, "best": len(ranked) - 1}
+    places = {"best": len(ranked) - 1, "median": len(ranked) // 2, "worst": 0} if ranked else {}
     shown = []
-    for rank in ("best", "median", "worst"):
-        if ranked:
-            row = ranked[chosen[rank]]
-            image, mask, pred = _predict_case(by_name[row["case"]], module, data)
-            shown.append(
-                {
-                    "image": image,
-                    "mask": mask,
-                    "pred": pred,
-                    "title": f"{rank}: {row['case']}, Dice {_mean_dice(row):.3f}",
-                }
-            )
-    return pictures.case_grid(shown, data.labels)
+    for rank, place in places.items():
+        row = ranked[place]
+        image, mask, pred = _predict_case(by_name[row["case"]], module, data)
+        title = f"{rank}: {row['case']}, Dice {_mean_dice(row):.3f}"
+        shown.append({"image": image, "mask": mask, "pred": pred, "title": title})
+    return shown
 
 
 def _mean_dice(row: dict[str, Any]) -> float:
@@ -190,7 +224,7 @@ def _mean_dice(row: dict[str, Any]) -> float:
 
 def _predict_case(
     case: Case, module: SegmentationModule, data: SegmentationDataModule
-) -> tuple[NDArray, NDArray, NDArray]:
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Normalised image, mask and decision of a whole case, through the same tiles as validation."""
     source, mask_source, statistics = data.open(case)
     grid = tuple(slice(0, size) for size in source.shape)

@@ -59,7 +59,7 @@ def predict(config: DictConfig) -> None:
     """Write masks of whole files, in the format that came in."""
     from segline.inference.predict import predict_files
 
-    predict_files(**OmegaConf.to_container(config, resolve=True))
+    predict_files(**_plain(config))
 
 
 def _resolve(config: DictConfig, run: dict[str, Any]) -> DictConfig:
@@ -72,7 +72,11 @@ def _resolve(config: DictConfig, run: dict[str, Any]) -> DictConfig:
         from segline.data.folder import discover
 
         config.data = discover(config.data)
-    return OmegaConf.create({"run": run, **OmegaConf.to_container(config, resolve=True)})
+    return OmegaConf.create({"run": run, **_plain(config)})
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
 def _num_processes(trainer: DictConfig) -> int:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("WANDB_SILENT", "true")  # read at the import; segline says itself where the run is
 
 import wandb
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
+
+from segline import pictures
+from segline.labels import IGNORE_INDEX, Labels
+from segline.report import Report
 
 
 def wandb_run(
@@ -51,11 +55,13 @@ def wandb_run(
 
 
 class WandbRun(WandbLogger):
-    """Lightning's logger that also takes the report's pictures and closes the run."""
+    """Lightning's logger that also takes the report and closes the run."""
 
-    def log_pictures(self, paths: Sequence[Path]) -> None:
-        """Show pictures in the run."""
-        self.experiment.log({f"pictures/{path.stem}": wandb.Image(str(path)) for path in paths})
+    def log_report(self, report: Report, labels: Labels) -> None:
+        """Show the scores of the best weights, the run's pictures, and the chosen cases under masks that can be switched."""
+        self.experiment.summary.update({f"best/{name}": value for name, value in report.scores.items()})
+        shown = {f"pictures/{path.stem}": wandb.Image(str(path)) for path in report.pictures}
+        self.experiment.log({**shown, "cases": [_under_masks(case, labels) for case in report.cases]})
 
     def finish(self) -> None:
         """Close the run; where it is offline, say how to look at it and how to send it."""
@@ -64,3 +70,14 @@ class WandbRun(WandbLogger):
             folder = Path(experiment.dir).parent
             print(f"W&B: offline; look: wandb leet {folder}; send: wandb sync {folder}")
         wandb.finish()
+
+
+def _under_masks(case: dict[str, Any], labels: Labels) -> wandb.Image:
+    """A case with truth and prediction as masks of W&B; of a volume one slice, of overlapping classes the last one on top."""
+    flat = pictures.flat(case, labels)
+    names = dict(enumerate(labels.names if labels.exclusive else ("none", *labels.names))) | {IGNORE_INDEX: "ignored"}
+    masks = {
+        title: {"mask_data": labels.as_ids(flat[key]), "class_labels": names}
+        for key, title in (("mask", "truth"), ("pred", "prediction"))
+    }
+    return wandb.Image(pictures.to_rgb(flat["image"]), masks=masks, caption=case["title"])

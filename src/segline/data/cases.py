@@ -44,7 +44,7 @@ class Case:
 def find_cases(
     root: Path, images: str | Sequence[str], masks: str, group: str | None = None, burn: Burn = 1
 ) -> list[Case]:
-    """Cases by templates of paths below `root`.
+    r"""Cases by templates of paths below `root`.
 
     `{name}` in a template stands for any text without a slash, the same in images and masks; fields are free to choose, and several
     together name the case. A field `split` is an official split. `*` in `masks` means one file an object.
@@ -53,7 +53,7 @@ def find_cases(
         root: Folder of the data set.
         images: Template of the images; a list of templates is one file a band.
         masks: Template of the masks, with fields of the images' only.
-        group: Field that names a case's group, or an expression whose first bracket finds it in the case's name, such as `(\\w+)_`;
+        group: Field that names a case's group, or an expression whose first bracket finds it in the case's name, such as `(\w+)_`;
             None: each case is a group of its own.
         burn: What polygons burn.
 
@@ -121,7 +121,8 @@ def _match(root: Path, template: str) -> list[tuple[dict[str, str], Path]]:
 
     def group(match: re.Match[str]) -> str:
         name = match.group(1)
-        repeated, _ = name in seen, seen.add(name)
+        repeated = name in seen
+        seen.add(name)
         text = "|".join(SPLITS) if name == "split" else "[^/]+?"
         return f"(?P={name})" if repeated else f"(?P<{name}>{text})"
 

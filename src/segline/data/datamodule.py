@@ -173,7 +173,8 @@ class SegmentationDataModule(pl.LightningDataModule):
             some = list(range(1, self.in_channels + 1))
             how = f" or data.bands={some}" if facts.num_bands > self.in_channels else ""
             return [
-                f"data.in_channels is {self.in_channels} but {case.images[0]} has {facts.num_bands} bands; set data.in_channels={facts.num_bands}{how}"
+                f"data.in_channels is {self.in_channels} but {case.images[0]} has {facts.num_bands} bands; "
+                f"set data.in_channels={facts.num_bands}{how}"
             ]
         if len(facts.shape) != self.spatial_dims:
             return [f"data.spatial_dims is {self.spatial_dims} but {case.images[0]} has {len(facts.shape)} dimensions"]
@@ -213,7 +214,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         """
         pixels = self.pixels("train").astype(float)
         weights = np.where(pixels > 0, 1 / np.sqrt(np.maximum(pixels, 1)), 0.0)
-        return (weights / weights[weights > 0].mean()).tolist()  # type: ignore[no-any-return]
+        return (weights / weights[weights > 0].mean()).tolist()
 
     def card_fields(self) -> dict[str, Any]:
         """What the card of a checkpoint says of the data."""
@@ -243,10 +244,12 @@ class SegmentationDataModule(pl.LightningDataModule):
             lines.append(
                 f"          beware: {', '.join(sorted(shared)[:5])} is in more than one part (the official split)"
             )
+        background = f", means without {self.labels.background}" if self.labels.background else ""
+        window = " x ".join(map(str, self.window))
         lines += [
-            f"classes   {shares} ({self.labels.scheme}{f', means without {self.labels.background}' if self.labels.background else ''})",
+            f"classes   {shares} ({self.labels.scheme}{background})",
             f"bands     {self.in_channels}: {ranges}; normalised by the {self.normalize.scope}",
-            f"windows   {' x '.join(map(str, self.window))}, {self.batch_size} a step, {self.steps_per_epoch} steps an epoch, {self.num_workers} workers",
+            f"windows   {window}, {self.batch_size} a step, {self.steps_per_epoch} steps an epoch, {self.num_workers} workers",
         ]
         return lines + [f"note      {line}" for line in self.notes]
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,11 +77,14 @@ def scan(cases: Sequence[Case], open_case: Open, labels: Labels, settings: objec
         if missing := [path for path in files if not path.is_file()]:
             facts[case.name] = _broken(labels, f"there is no file {missing[0]}")
             continue
-        path = cached(
-            "scan", files, key, ".json", lambda path, case=case: path.write_text(_dump(_look(case, open_case, labels)))
-        )  # type: ignore[misc]
+        make = partial(_write, case=case, open_case=open_case, labels=labels)
+        path = cached("scan", files, key, ".json", make)
         facts[case.name] = _load(path.read_text())
     return facts
+
+
+def _write(path: Path, case: Case, open_case: Open, labels: Labels) -> None:
+    path.write_text(_dump(_look(case, open_case, labels)))
 
 
 def _look(case: Case, open_case: Open, labels: Labels) -> Facts:

@@ -149,7 +149,8 @@ class _Objects:
                     f"{path} is {_size(pixels.shape)}, but {paths[0].name} beside it is {_size(self.numbers.shape)}"
                 )
             self.numbers[pixels > 0] = number
-        self.shape, self.geometry = self.numbers.shape, Geometry()
+        self.shape: tuple[int, ...] = self.numbers.shape
+        self.geometry = Geometry()
 
     def read_raw(self, window: Window) -> NDArray[Any]:
         return (self.numbers[window] > 0).astype(np.uint8)
@@ -189,7 +190,7 @@ class _Vectors:
         grid = Affine(*self.geometry.affine[0], *self.geometry.affine[1]) * Affine.translation(
             columns.start, rows.start
         )
-        return rasterize(self._shapes, out_shape=shape, transform=grid, fill=0, dtype="int32")  # type: ignore[no-any-return]
+        return rasterize(self._shapes, out_shape=shape, transform=grid, fill=0, dtype="int32")
 
 
 def raw_mask(

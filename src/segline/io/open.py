@@ -130,8 +130,8 @@ def compare(image: Source, mask: MaskSource) -> list[str]:
         )
     elif ours.affine and theirs.affine and _shift(ours, theirs, image.shape) > 1e-2:
         faults.append(
-            f"{mask.path} lies elsewhere than its image {image.path}: its affine moves pixels by up to {_shift(ours, theirs, image.shape):.3g} of one; "
-            "resample it onto the image's grid, or copy the image's header if it is known to be right"
+            f"{mask.path} lies elsewhere than its image {image.path}: its affine moves pixels by up to "
+            f"{_shift(ours, theirs, image.shape):.3g} of one; resample it onto the image's grid, or copy the image's header if it is known to be right"
         )
     return faults
 

@@ -147,10 +147,9 @@ class PictureSink(_Committed):
             with _PlainFile(self.path.with_stem(f"{self.path.stem}_{name}")) as file:
                 _save_palette(self._mask[k], np.array([[0, 0, 0], self._labels.palette[k]]), file.temporary)
         # The plain name shows all classes at once: the last one wins where they overlap.
-        shown = np.zeros(self._mask.shape[1:], np.uint8)
-        for k in range(len(self._mask)):
-            shown[self._mask[k] == 1] = k + 1
-        _save_palette(shown, np.concatenate([[[0, 0, 0]], self._labels.palette]), self.temporary)
+        _save_palette(
+            self._labels.as_ids(self._mask), np.concatenate([[[0, 0, 0]], self._labels.palette]), self.temporary
+        )
 
 
 class _PlainFile(_Committed):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,7 @@ class Block:
         self.geometry = Geometry(crs=whole.geometry.crs, spacing=whole.geometry.spacing)
         self.num_bands, self.dtype = getattr(whole, "num_bands", 0), getattr(whole, "dtype", np.dtype(np.uint8))
 
-    def read(self, window: Window) -> NDArray:
+    def read(self, window: Window) -> NDArray[Any]:
         """The pixels of a window inside the block."""
         return self.whole.read(
             tuple(slice(b.start + w.start, b.start + w.stop) for b, w in zip(self.block, window, strict=True))
@@ -85,7 +85,7 @@ def whole(shape: tuple[int, ...]) -> Window:
     return tuple(slice(0, size) for size in shape)
 
 
-def read_padded(source: Source | MaskSource, window: Window) -> NDArray:
+def read_padded(source: Source | MaskSource, window: Window) -> NDArray[Any]:
     """Read a window that may reach beyond the grid; outside lie NaN (images) or ignored pixels (masks)."""
     inside = tuple(
         slice(min(max(w.start, 0), size), max(min(w.stop, size), min(max(w.start, 0), size)))

@@ -83,7 +83,7 @@ class VolumeSource(VolumeFile):
 def load(path: Path) -> Any:
     """nibabel's image, checked before anything of its size is allocated."""
     try:
-        image = nib.load(path)
+        image: Any = nib.load(path)
     except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
         raise ValueError(f"{path} is not a whole NIfTI file ({error}); export or copy it again") from error
     if image.ndim != 3 or 0 in image.shape:
@@ -109,7 +109,7 @@ def resample(values: NDArray[Any], shape: Sequence[int], order: int) -> NDArray[
         *[(np.arange(m) + 0.5) * s - 0.5 for m, s in zip(shape, scale, strict=True)], indexing="ij", sparse=False
     )
     source = values.astype(np.float32) if order else values
-    return ndimage.map_coordinates(source, coordinates, order=order, mode="nearest")  # type: ignore[no-any-return]
+    return ndimage.map_coordinates(source, np.stack(coordinates), order=order, mode="nearest")
 
 
 def to_native(mask: NDArray[Any], like: VolumeFile) -> tuple[NDArray[Any], Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,7 @@ class AttentionGate(nn.Module):
 
     def forward(self, skip: Tensor, gate: Tensor) -> Tensor:
         """The gated skip, of the skip's shape."""
-        return self.out(self.attention(skip, gate) * skip)  # type: ignore[no-any-return]
+        return self.out(self.attention(skip, gate) * skip)
 
 
 class AttentionUNet(nn.Module):
@@ -99,7 +100,7 @@ class AttentionUNet(nn.Module):
             return ConvBlock(spatial_dims, inside, channels[level], norm, activation, dropout if deep else 0.0)
 
         levels = range(len(channels))
-        gated = [level for level in levels[1:-1]][-num_gates:] if num_gates else []
+        gated = list(levels[1:-1])[-num_gates:] if num_gates else []
         self.down = nn.ModuleList(block(in_channels if level == 0 else channels[level - 1], level) for level in levels)
         self.gates = nn.ModuleDict(
             {str(level): AttentionGate(spatial_dims, channels[level], channels[level + 1], norm) for level in gated}
@@ -129,7 +130,7 @@ class AttentionUNet(nn.Module):
         for level in reversed(range(len(skips) - 1)):
             skip = skips[level]
             if str(level) in self.gates:
-                gate = self.gates[str(level)]
+                gate = cast(AttentionGate, self.gates[str(level)])
                 attention = gate.attention(skip, features)
                 maps.append(attention)
                 skip = gate.out(attention * skip)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -73,7 +74,7 @@ class Up(nn.Module):
     def forward(self, features: Tensor) -> Tensor:
         """`[B, in, *S]` -> `[B, out, *2S]`."""
         if self.mode is None:
-            return self.conv(features)  # type: ignore[no-any-return]
+            return self.conv(features)
         # Fewer channels first: the 1 x 1 convolution and the interpolation commute, and this order is cheaper.
         align = None if self.mode == "nearest" else False
         return F.interpolate(self.conv(features), scale_factor=2, mode=self.mode, align_corners=align)
@@ -87,7 +88,8 @@ def pad_to_multiple(image: Tensor, stride: int) -> Tensor:
 
 def crop(logits: Tensor, size: Sequence[int]) -> Tensor:
     """Undo `pad_to_multiple`."""
-    return logits[(..., *(slice(0, s) for s in size))]
+    window: list[Any] = [slice(0, s) for s in size]
+    return logits[(..., *window)]
 
 
 def check_spatial_dims(spatial_dims: int) -> None:

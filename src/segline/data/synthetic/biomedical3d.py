@@ -81,7 +81,7 @@ def make_volume(
 ) -> tuple[Field, NDArray[np.uint8]]:
     """One volume, white matter at about 1, and its mask, both of `shape`."""
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
-    voxels = np.stack(np.indices(shape), -1)
+    voxels = np.moveaxis(np.indices(shape), 0, -1)
     world = voxels @ affine[:3, :3].T + affine[:3, 3]
     pose = Rotation.from_euler("xyz", rng.normal(0, 5, 3), degrees=True).as_matrix()
     at = (world - world.mean((0, 1, 2)) + rng.normal(0, 2.2, 3)) @ pose * rng.normal(1, 0.07)

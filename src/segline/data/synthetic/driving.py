@@ -138,7 +138,7 @@ def _draw_bonnet(town: Town, image: Field, mask: NDArray[np.uint8]) -> None:
 def _expose(rng: np.random.Generator, image: Field, light: Light) -> NDArray[np.uint8]:
     """Lens and sensor: vignette, a little blur, exposure, noise, gamma."""
     rows, columns = np.meshgrid(*(np.linspace(-1, 1, size) for size in SHAPE), indexing="ij")
-    image = ndimage.gaussian_filter(image, (0, 0.35, 0.35)) * (1 - 0.16 * (rows**2 + columns**2))
-    image = image * rng.uniform(0.88, 1.14) * rng.normal(1, 0.02, (3, 1, 1))
-    image = image + rng.normal(0, 1, image.shape) * np.sqrt(light.noise**2 + 2e-4 * np.maximum(image, 0))
-    return np.rint(np.clip(image, 0, 1) ** (1 / 1.35) * 255).astype(np.uint8).transpose(1, 2, 0)
+    seen = ndimage.gaussian_filter(image, (0, 0.35, 0.35)) * (1 - 0.16 * (rows**2 + columns**2))
+    seen = seen * rng.uniform(0.88, 1.14) * rng.normal(1, 0.02, (3, 1, 1))
+    seen = seen + rng.normal(0, 1, seen.shape) * np.sqrt(light.noise**2 + 2e-4 * np.maximum(seen, 0))
+    return np.rint(np.clip(seen, 0, 1) ** (1 / 1.35) * 255).astype(np.uint8).transpose(1, 2, 0)

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 from scipy.spatial import cKDTree
 
 Field = NDArray[np.float32]
 
 
-def fractal(
-    rng: np.random.Generator, shape: Sequence[int], scale: float | Sequence[float], smoothness: float = 0.9
-) -> Field:
+def fractal(rng: np.random.Generator, shape: Sequence[int], scale: ArrayLike, smoothness: float = 0.9) -> Field:
     """Cloudy noise of mean 0 and standard deviation 1, with structure from a wavelength of `scale` pixels downwards.
 
     Args:
@@ -50,7 +48,7 @@ def cells(points: NDArray[np.float64], at: NDArray[np.floating]) -> tuple[NDArra
     Returns:
         Nearest and second nearest seed `[*S, 2]`, distance to the nearest `[*S]`, distance to the border `[*S]`.
     """
-    distance, index = cKDTree(points).query(at, k=2)
+    distance, index = map(np.asarray, cKDTree(points).query(at, k=2))
     apart = np.linalg.norm(points[index[..., 0]] - points[index[..., 1]], axis=-1)
     border = (distance[..., 1] ** 2 - distance[..., 0] ** 2) / (2 * apart)
     return index, distance[..., 0].astype(np.float32), border.astype(np.float32)
@@ -71,4 +69,4 @@ def curve_distance(rng: np.random.Generator, along: Field, across: Field, swing:
         size, phase = swing * rng.uniform(0.6, 1) / 2.2**octave, rng.uniform(0, 2 * np.pi)
         offset += (size * np.sin(k * along + phase)).astype(np.float32)
         slope += (size * k * np.cos(k * along + phase)).astype(np.float32)
-    return (across - offset) / np.sqrt(1 + slope**2)
+    return ((across - offset) / np.sqrt(1 + slope**2)).astype(np.float32)

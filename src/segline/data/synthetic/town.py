@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -132,11 +133,11 @@ def _things(rng: np.random.Generator, side: int, shift: float, green: bool) -> l
         gap: tuple[float, float],
         out: tuple[float, float],
         size: tuple[float, float],
-        colors: list[tuple[float, ...]],
+        colors: Sequence[tuple[float, ...]],
     ) -> None:
         z = rng.uniform(*gap)
         while z < _LENGTH:
-            color = np.array(colors[rng.integers(len(colors))]) * rng.normal(1, 0.1)
+            color = np.array(colors[int(rng.integers(len(colors)))]) * rng.normal(1, 0.1)
             x = shift + side * (ROAD + rng.uniform(*out))
             things.append(Thing(kind, x, z, rng.uniform(*size), color, int(rng.integers(1000))))
             z += rng.uniform(*gap)

@@ -98,9 +98,9 @@ def villages(rng: np.random.Generator, shape: tuple[int, ...], dry: NDArray[np.b
 def halls(rng: np.random.Generator, shape: tuple[int, ...]) -> list[Lot]:
     """Farms and factories: a few large flat roofs anywhere."""
     return [
-        Lot(
-            *(rng.uniform(0.06, 0.94, 2) * shape), rng.uniform(0, np.pi), rng.uniform(14, 34), rng.uniform(9, 18), rng.uniform(3, 6),
-            np.full(6, 1 / 6), flat=True,
+        Lot(row, column, angle, length, depth, height, roofs=np.full(6, 1 / 6), flat=True)
+        for row, column, angle, length, depth, height in (
+            (*(rng.uniform(0.06, 0.94, 2) * shape), *rng.uniform((0, 14, 9, 3), (np.pi, 34, 18, 6)))
+            for _ in range(rng.integers(3, 8))
         )
-        for _ in range(rng.integers(3, 8))
-    ]  # fmt: skip
+    ]
