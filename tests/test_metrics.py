@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as sklearn_metrics
 
 from segline import metrics
+from segline.config import build, compose
 from segline.labels import IGNORE_INDEX, Labels
 from segline.metrics import Overlap, score
 
@@ -245,3 +246,19 @@ def test_two_real_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pyt
         table, scores = torch.load(tmp_path / f"rank{rank}.pt")
         assert table == one.case_table()
         assert scores == one.compute()
+
+
+@pytest.mark.slow  # imports Lightning
+def test_a_metric_of_torchmetrics_is_added_by_a_few_lines_of_yaml() -> None:
+    from segline.module import Meters
+
+    config = compose(["metrics=mcc"])
+    labels = Labels({name: k for k, name in enumerate(config.data.labels.classes)})
+    meters = Meters(labels, 2, build(config.metrics))
+    logits, mask = torch.randn(2, labels.num_classes, 8, 8), torch.randint(0, labels.num_classes, (2, 8, 8))
+    mask[:, :2] = IGNORE_INDEX
+    batch = {"mask": mask, "case": torch.arange(2)}
+    meters.update(torch.tensor(0.0), logits, batch)
+    meters.update(torch.tensor(0.0), logits, batch | {"mask": torch.full_like(mask, IGNORE_INDEX)})
+    expected = sklearn_metrics.matthews_corrcoef(mask[:, 2:].flatten(), logits.argmax(1)[:, 2:].flatten())
+    assert meters.compute()["mcc"] == pytest.approx(expected, abs=1e-5)

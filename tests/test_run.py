@@ -128,9 +128,7 @@ def test_a_signal_saves_first_and_the_run_goes_on(
     whole, _ = undisturbed
     run_dir = tmp_path / "run"
     overrides = [*RESUMABLE, "callbacks.checkpoint_minutes=null"]
-    process = subprocess.Popen(
-        command(run_dir, *overrides), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-    )
+    process = subprocess.Popen(command(run_dir, *overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (run_dir / "metrics.csv").exists():
         time.sleep(0.02)
         assert process.poll() is None

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from segline.labels import IGNORE_INDEX
+
 # albumentations would ask the network for a newer version when it is imported.
 os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
 
@@ -30,11 +32,7 @@ class Transform(Protocol):
 
 
 class Augment:
-    """Transforms in turn.
-
-    Args:
-        transforms: By name, so that one can be changed or set to null from the command line.
-    """
+    """Transforms in turn, by name, so that one can be changed or set to null from the command line."""
 
     def __init__(self, transforms: Mapping[str, Transform | None]) -> None:
         self.transforms = {name: transform for name, transform in transforms.items() if transform is not None}
@@ -43,7 +41,7 @@ class Augment:
         """The augmented sample."""
         for transform in self.transforms.values():
             sample = transform(sample, rng)
-        return {name: np.ascontiguousarray(array) for name, array in sample.items()}
+        return sample
 
 
 class Turn:
@@ -68,7 +66,7 @@ class Turn:
         def turn(array: NDArray[Any]) -> NDArray[Any]:
             lead = array.ndim - len(size)
             swapped = array.transpose(*range(lead), *(lead + axis for axis in order))
-            return np.ascontiguousarray(np.flip(swapped, [lead + axis for axis in mirrored]))
+            return np.ascontiguousarray(np.flip(swapped, tuple(lead + axis for axis in mirrored)))
 
         return {name: turn(array) for name, array in sample.items()}
 
@@ -96,8 +94,8 @@ class Albumentations:
             )
         for transform in kept:
             if getattr(transform, "fill_mask", None) is not None:
-                transform.fill_mask = 0.0  # stands for ignored, see __call__
-        self._compose = albumentations.Compose(kept, additional_targets={"instances": "mask"})
+                transform.fill_mask = 0.0  # no pixel's number, see __call__
+        self._compose = albumentations.Compose(kept)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Move a sample of two axes."""
@@ -110,24 +108,19 @@ class Albumentations:
         # Two streams of one draw each: Compose(seed=) would give every transform the same numbers.
         first, second = (int(n) for n in rng.integers(2**63, size=2))
         self._compose.set_random_state(np.random.default_rng(first), random.Random(second))
-        mask = sample["mask"]
-        given: dict[str, Any] = {"image": np.ascontiguousarray(sample["image"].transpose(1, 2, 0))}
-        # One more than the class, and 0 for ignored (255 + 1 in 8 bits): what is new at the border is filled with 0.
-        given["masks"] = list((mask if mask.ndim == 3 else mask[None]) + np.uint8(1))
-        if "instances" in sample:
-            given["instances"] = sample["instances"]
-        moved = self._compose(**given)
+        # Labels of any type follow one map of pixel numbers, so that they move alike to the last pixel; 0 is new at the border.
+        numbers = np.arange(1, np.prod(size) + 1, dtype=np.int32).reshape(size)
+        moved = self._compose(image=np.ascontiguousarray(sample["image"].transpose(1, 2, 0)), mask=numbers)
         if moved["image"].shape[:2] != size:
             raise ValueError(
                 f"albumentations made a window of {_times(moved['image'].shape[:2])} out of one of {_times(size)}; expected "
                 "transforms that keep the size (for D4, RandomRotate90 and Transpose take segline.augment.Turn)"
             )
-        masks = np.stack(moved["masks"]) - np.uint8(1)
-        result = {
-            "image": np.ascontiguousarray(moved["image"].reshape(*size, -1).transpose(2, 0, 1)),
-            "mask": masks if mask.ndim == 3 else masks[0],
-        }
-        return {name: result.get(name, moved.get(name)) for name in sample}
+        result = {"image": np.ascontiguousarray(moved["image"].reshape(*size, -1).transpose(2, 0, 1))}
+        for name in sample.keys() - result:
+            result[name] = _take(sample[name], np.maximum(moved["mask"], 1) - 1)
+            result[name][..., moved["mask"] == 0] = IGNORE_INDEX if name == "mask" else 0
+        return {name: result[name] for name in sample}
 
 
 class Warp:
@@ -184,7 +177,7 @@ class Warp:
             turn[i, j], turn[j, i] = -np.sin(angle), np.sin(angle)
             matrix = matrix @ turn
         spacing = np.ones(axes) if self.spacing is None else np.array(self.spacing) / min(self.spacing)
-        matrix = matrix * spacing / spacing[:, None] / rng.uniform(*self.scale)
+        matrix = matrix * spacing / spacing[:, None] / rng.uniform(self.scale[0], self.scale[1])
         centre = (np.array(size) - 1) / 2
         shift = rng.uniform(-self.shift, self.shift, axes) * np.array(size)
         column = (-1, *[1] * axes)
@@ -228,7 +221,7 @@ class Contrast:
             return sample
         image = sample["image"]
         mean = image.mean(axis=tuple(range(1, image.ndim)), keepdims=True)
-        return _with_image(sample, (image - mean) * rng.uniform(*self.factor) + mean)
+        return _with_image(sample, (image - mean) * rng.uniform(self.factor[0], self.factor[1]) + mean)
 
 
 class Gamma:
@@ -245,15 +238,13 @@ class Gamma:
         """Change the image."""
         if rng.random() >= self.p:
             return sample
-        image, power = sample["image"], rng.uniform(*self.power)
+        image, power = sample["image"], rng.uniform(self.power[0], self.power[1])
         axes = tuple(range(1, image.ndim))
         least, span = image.min(axes, keepdims=True), np.ptp(image, axes, keepdims=True)
         curved = ((image - least) / np.maximum(span, 1e-6)) ** power
         mean, std = curved.mean(axes, keepdims=True), curved.std(axes, keepdims=True)
-        return _with_image(
-            sample,
-            (curved - mean) / np.maximum(std, 1e-6) * image.std(axes, keepdims=True) + image.mean(axes, keepdims=True),
-        )
+        standard = (curved - mean) / np.maximum(std, 1e-6)
+        return _with_image(sample, standard * image.std(axes, keepdims=True) + image.mean(axes, keepdims=True))
 
 
 class GaussianNoise:
@@ -267,9 +258,8 @@ class GaussianNoise:
         if rng.random() >= self.p:
             return sample
         image = sample["image"]
-        return _with_image(
-            sample, image + rng.standard_normal(image.shape, np.float32) * np.float32(rng.uniform(0, self.limit))
-        )
+        noise = rng.standard_normal(image.shape, np.float32)
+        return _with_image(sample, image + noise * rng.uniform(0, self.limit))
 
 
 class GaussianBlur:
@@ -282,10 +272,9 @@ class GaussianBlur:
         """Change the image."""
         if rng.random() >= self.p:
             return sample
-        sigma = rng.uniform(*self.sigma)
-        return _with_image(
-            sample, np.stack([ndimage.gaussian_filter(band, sigma, truncate=3.0) for band in sample["image"]])
-        )
+        sigma = rng.uniform(self.sigma[0], self.sigma[1])
+        blurred = [ndimage.gaussian_filter(band, sigma, truncate=3.0) for band in sample["image"]]
+        return _with_image(sample, np.stack(blurred))
 
 
 def _with_image(sample: Sample, image: NDArray[Any]) -> Sample:
@@ -299,6 +288,11 @@ def _nearest(places: NDArray[np.float32]) -> NDArray[np.intp]:
         folded = np.rint(place).astype(np.intp) % max(2 * length - 2, 1)
         flat = flat * length + np.minimum(folded, 2 * length - 2 - folded)
     return flat
+
+
+def _take(array: NDArray[Any], pixels: NDArray[np.integer]) -> NDArray[Any]:
+    """Pixels of an array `[..., *S]` by their flat indices `[*S]`."""
+    return array.reshape(*array.shape[: array.ndim - pixels.ndim], -1).take(pixels, -1)
 
 
 def _times(size: Sequence[int]) -> str:

@@ -123,22 +123,30 @@ class LearningRate(Callback):
         schedule: Factor from the share.
         budget: Knows the share.
         objective: Logged value that a schedule may look at after each validation.
+        maximize: Whether more of the objective is better.
     """
 
-    def __init__(self, schedule: Schedule, budget: Budget, objective: str) -> None:
-        self.schedule, self.budget, self.objective = schedule, budget, objective
+    def __init__(self, schedule: Schedule, budget: Budget, objective: str, maximize: bool = True) -> None:
+        self.schedule, self.budget, self.objective, self.maximize = schedule, budget, objective, maximize
+        self._groups: list[tuple[dict[str, Any], dict[str, Any]]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the config's options stand above those that a checkpoint brought back."""
+        self._groups = list(zip(trainer.optimizers[0].param_groups, as_segmentation(pl_module).options, strict=True))
+        for group, options in self._groups:
+            group.update(options)
 
     def on_train_batch_start(self, trainer: pl.Trainer, *_: Any) -> None:
         """Set the rate of this step."""
         factor = self.schedule.factor(self.budget.spent(trainer))
-        for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
-            # The optimizer's own rate lives in its state, so that it comes back with a checkpoint.
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        for group, options in self._groups:
+            group["lr"] = options["lr"] * factor
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Show the schedule how good the weights are."""
         if trainer.state.fn == "fit" and self.objective in trainer.callback_metrics:
-            self.schedule.observe(float(trainer.callback_metrics[self.objective]))
+            value = float(trainer.callback_metrics[self.objective])
+            self.schedule.observe(value if self.maximize else -value)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the rate of the epoch's last step."""

@@ -15,7 +15,8 @@ _HERE = Path(__file__).resolve().parent
 #: `<package>/conf` in a wheel, `<repository>/conf` in a checkout.
 CONF_DIR = next(folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if folder.is_dir())
 
-OmegaConf.register_new_resolver("len", len, replace=True)
+# Null has no length yet: the classes of data=folder are found when the command runs.
+OmegaConf.register_new_resolver("len", lambda value: None if value is None else len(value), replace=True)
 
 
 def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:

@@ -98,7 +98,7 @@ def _build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentat
         data.labels,
         cases={split: [case.name for case in cases] for split, cases in data.cases.items()},
         optimizer=build(config.optimizer),
-        metrics=build(config.metrics),
+        **build(config.metrics),
         channels_last=channels_last,
     )
 
@@ -110,7 +110,7 @@ def _build_callbacks(config: DictConfig, run_dir: Path, budget: Budget, card: Ca
     return [
         SameConfig(hashlib.sha256(OmegaConf.to_yaml(config).encode()).hexdigest()),
         budget,
-        LearningRate(build(config.scheduler), budget, objective),
+        LearningRate(build(config.scheduler), budget, objective, maximize),
         Progress(objective, budget),
         *([EarlyStopping(objective, mode=mode, check_finite=False, **stopping)] if stopping else []),
         EpochTable(run_dir / "metrics.csv"),

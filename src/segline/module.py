@@ -27,7 +27,8 @@ class SegmentationModule(pl.LightningModule):
         labels: How logits become a decision.
         cases: Split -> names of its cases; `case` of a batch is an index into them.
         optimizer: Makes an optimizer from parameter groups.
-        metrics: Further torchmetrics by name; they get the valid pixels, flattened, of prediction and mask.
+        overlap: Makes the overlap metrics of `labels` and a number of cases.
+        further: More torchmetrics by name, for evaluation; they get the pixels that count, flattened, of prediction and mask.
         channels_last: Keep images and weights in the memory format that convolutions are fastest in.
     """
 
@@ -38,17 +39,20 @@ class SegmentationModule(pl.LightningModule):
         labels: Labels,
         cases: Mapping[str, list[str]],
         optimizer: Callable[..., torch.optim.Optimizer],
-        metrics: Mapping[str, Metric] | None = None,
+        overlap: Callable[[Labels, int], Overlap] = Overlap,
+        further: Mapping[str, Metric] | None = None,
         channels_last: bool = True,
     ) -> None:
         super().__init__()
         self.network, self.loss, self.labels, self.cases = network, loss, labels, cases
         self.optimizer = optimizer
+        self.options: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
         self.channels_last = channels_last
         self._meters = nn.ModuleDict()
         for split, names in cases.items():
-            further = {} if split == "train" or metrics is None else metrics
-            self._meters[f"in_{split}"] = Meters(labels, len(names), further)  # "train" would clash with the method
+            more = {} if split == "train" or further is None else further
+            meters = Meters(labels, overlap(labels, len(names)), more)
+            self._meters[f"in_{split}"] = meters  # "train" alone would clash with the method of that name
 
     def meters(self, split: str) -> Meters:
         """What was measured in the running or the last epoch of a split."""
@@ -64,7 +68,7 @@ class SegmentationModule(pl.LightningModule):
         logits = self(batch["image"])
         loss: Tensor = self.loss(logits, batch["mask"], batch.get("weight"))
         if not torch.isfinite(loss):
-            raise ValueError(self._say_not_finite(loss, batch))
+            raise ValueError(self._say_not_finite(loss, "train", batch))
         self.meters("train").update(loss.detach(), logits.detach(), batch)
         self.log("loss", loss.detach(), prog_bar=True, logger=False)
         return loss
@@ -74,7 +78,9 @@ class SegmentationModule(pl.LightningModule):
         self.meters("train").reset()  # not at an epoch's start: a resume may start in its middle
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return self.optimizer(parameter_groups(self.network))
+        optimizer = self.optimizer(parameter_groups(self.network))
+        self.options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        return optimizer
 
     # Evaluation
 
@@ -98,12 +104,15 @@ class SegmentationModule(pl.LightningModule):
 
     def _evaluate(self, split: str, batch: Batch) -> None:
         logits = self(batch["image"]).float()
-        self.meters(split).update(self.loss(logits, batch["mask"]), logits, batch)
+        loss = self.loss(logits, batch["mask"])
+        if not torch.isfinite(loss):  # a decision on logits that are not finite would be scored like any other
+            raise ValueError(self._say_not_finite(loss, split, batch))
+        self.meters(split).update(loss, logits, batch)
 
     def _log(self, split: str) -> None:
         """Log what was measured in this epoch; classes that occur nowhere have no value."""
-        scores = self.meters(split).compute()
-        self.log_dict({f"{split}/{name}": value for name, value in scores.items() if value == value}, sync_dist=True)
+        scores = self.meters(split).compute()  # the same on every process
+        self.log_dict({f"{split}/{name}": value for name, value in scores.items() if value == value})
 
     # Moving data
 
@@ -112,13 +121,13 @@ class SegmentationModule(pl.LightningModule):
             batch["image"] = batch["image"].to(memory_format=memory_format(batch["image"].ndim))
         return batch
 
-    def _say_not_finite(self, loss: Tensor, batch: Batch) -> str:
-        names = sorted({self.cases["train"][int(i)] for i in batch["case"]})
+    def _say_not_finite(self, loss: Tensor, split: str, batch: Batch) -> str:
+        names = sorted({self.cases[split][int(i)] for i in batch["case"]})
         broken = [name for name, p in self.network.named_parameters() if not torch.isfinite(p).all()]
         cause = f"; weights that are not finite: {', '.join(broken[:3])}" if broken else ""
         return (
             f"the loss is {float(loss)} at step {self.global_step} (epoch {self.current_epoch}) on {', '.join(names)}{cause}; "
-            "training stopped before it reached the weights, the best checkpoint is whole; look at these files, or lower optimizer.lr"
+            "the best checkpoint is whole; look at these files, lower optimizer.lr, or set trainer.precision=32"
         )
 
 
@@ -127,15 +136,15 @@ class Meters(nn.Module):
 
     Args:
         labels: How logits become a decision.
-        num_cases: Of the split.
-        metrics: Further torchmetrics by name.
+        overlap: Of the split's cases.
+        further: More torchmetrics by name.
     """
 
-    def __init__(self, labels: Labels, num_cases: int, metrics: Mapping[str, Metric]) -> None:
+    def __init__(self, labels: Labels, overlap: Overlap, further: Mapping[str, Metric]) -> None:
         super().__init__()
         self.labels = labels
-        self.loss, self.overlap = MeanMetric(), Overlap(labels, num_cases)
-        self.further = nn.ModuleDict({name: metric.clone() for name, metric in metrics.items()})
+        self.loss, self.overlap = MeanMetric(), overlap
+        self.further = nn.ModuleDict({name: metric.clone() for name, metric in further.items()})
 
     def update(self, loss: Tensor, logits: Tensor, batch: Batch) -> None:
         """Measure a batch of logits `[B, K, *S]`."""

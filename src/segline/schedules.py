@@ -34,7 +34,7 @@ class Schedule:
         return 1.0
 
     def observe(self, value: float) -> None:
-        """Look at the objective after a validation."""
+        """Look at the objective after a validation; more is better."""
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume needs."""
@@ -93,7 +93,7 @@ class Plateau(Schedule):
         return self.level
 
     def observe(self, value: float) -> None:
-        """Look at the objective after a validation."""
+        """Look at the objective after a validation; more is better."""
         if value > self.best:
             self.best, self.waited = value, 0
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-import tempfile
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ def class_table(scores: Mapping[str, float], labels: Labels, split: str, style: 
     mean = "mean" if labels.background is None else f"mean without {labels.background}"
     rows.append([mean, *(_number(scores.get(key), key) for key in _COLUMNS.values())])
     if style == "latex":
-        body = [" & ".join(row) + r" \\" for row in rows]
+        body = [" & ".join(map(_latex, row)) + r" \\" for row in rows]
         return "\n".join(
             [
                 r"\begin{tabular}{l" + "r" * len(_COLUMNS) + "}",
@@ -46,6 +46,8 @@ def class_table(scores: Mapping[str, float], labels: Labels, split: str, style: 
                 r"\end{tabular}",
             ]
         )
+    if style == "markdown":
+        rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
@@ -64,18 +66,21 @@ def _number(value: float | None, key: str) -> str:
     return f"{value:.0f}" if key == "cases" else f"{value:.3f}"
 
 
+def _latex(text: str) -> str:
+    """Text with the signs that mean something to LaTeX said otherwise."""
+    return re.sub(r"([&%$#_{}])", r"\\\1", text).replace("–", "--")
+
+
 def append_row(path: Path, row: Mapping[str, float]) -> None:
     """Add a row to a CSV; new columns are added to those there are, and what was written survives a kill."""
-    rows = read_rows(path)
-    columns = list(dict.fromkeys([*(rows[0] if rows else ()), *row]))
-    _write(path, columns, [*rows, row])
+    _write(path, [*read_rows(path), row])
 
 
 def truncate_after(path: Path, epoch: int) -> None:
     """Drop the rows of an epoch and later ones, which are about to be trained again."""
     rows = read_rows(path)
     if any(row["epoch"] >= epoch for row in rows):
-        _write(path, list(rows[0]), [row for row in rows if row["epoch"] < epoch])
+        _write(path, [row for row in rows if row["epoch"] < epoch])
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
@@ -86,37 +91,40 @@ def read_rows(path: Path) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-def _write(path: Path, columns: Sequence[str], rows: Sequence[Mapping[str, float]]) -> None:
+def _write(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Write the whole table beside its name and rename it; it is small."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    temporary = path.with_name(f".{path.name}")
     try:
-        with os.fdopen(handle, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
+        with temporary.open("w", newline="") as file:
+            # A row may lack values that others have: not every epoch validates.
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
             writer.writeheader()
-            # repr gives back the same float; counts stay whole.
-            writer.writerows(
-                {
-                    name: int(v) if float(v).is_integer() and name in ("epoch", "step") else repr(float(v))
-                    for name, v in row.items()
-                }
-                for row in rows
-            )
+            writer.writerows({name: _exact(name, value) for name, value in row.items()} for row in rows)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def _exact(name: str, value: float) -> str:
+    """A number that reads back as the same float; counts are whole."""
+    return str(int(value)) if name in ("epoch", "step") else repr(float(value))
 
 
 def write_cases(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """One row a case as Parquet, whole or not at all."""
+    """One row a case as Parquet, whole or not at all; a row may lack columns that others have."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: pa.array([row.get(name) for row in rows]) for name in names}
+    # A class that occurs in no case has no score, but its column is one of numbers nevertheless.
+    columns = {name: c.cast(pa.float64()) if c.type == pa.null() else c for name, c in columns.items()}
     temporary = path.with_name(f".{path.name}")
     try:
-        pq.write_table(pa.Table.from_pylist([dict(row) for row in rows]), temporary)
+        pq.write_table(pa.table(columns), temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import glob
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from segline.io.masks import Burn
@@ -63,40 +64,67 @@ def find_cases(
     templates = [images] if isinstance(images, str) else list(images)
     found = _match(root, templates[0])
     if not found:
-        there = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
-        raise ValueError(
-            f"no images found: {root / templates[0]} matches no file; in {root} there is {there}; set data.root or data.images"
-        )
+        raise ValueError(_no_images(root, templates[0]))
+    patterns = [_fill(masks, fields, masks) for fields, _ in found]
+    matches = [_glob(root, pattern) for pattern in patterns]
+    taken = {file for files in matches for file in files}
+    names = [
+        "/".join(value for key, value in fields.items() if key != "split") or first.stem for fields, first in found
+    ]
+    often = Counter(names)
     cases, faults = [], []
-    for fields, first in found:
+    for (fields, first), pattern, files, name in zip(found, patterns, matches, names, strict=True):
+        if first in taken:  # `{name}.png` finds `a_mask.png`, too
+            continue
         bands = (first, *(root / _fill(template, fields) for template in templates[1:]))
-        pattern = _fill(masks, fields, masks)
-        files = tuple(sorted(map(Path, glob.glob(str(root / glob.escape(pattern).replace("[*]", "*"))))))
         if not files:
             faults.append(f"{first} has no mask: there is no {root / pattern}")
             continue
         faults += [f"{first.name} lacks a band: there is no {band}" for band in bands[1:] if not band.is_file()]
         split = fields.get("split")
-        name = "/".join(value for key, value in fields.items() if key != "split") or first.stem
-        cases.append(Case(name, _group(name, fields, group), bands, files, split, "*" in masks, burn))
+        own = f"{split}/{name}" if often[name] > 1 else name  # `train/1.png` and `val/1.png` are two cases
+        try:
+            cases.append(Case(own, _group(name, fields, group) or own, bands, files, split, "*" in masks, burn))
+        except ValueError as error:
+            faults.append(str(error))
+    if not cases and not faults:
+        raise ValueError(
+            f"data.images and data.masks find the same files, {root / masks}; expected images and their masks"
+        )
     if faults:
         raise ValueError(list_faults(faults))
     return cases
 
 
-def read_table(table: str | Path | Sequence[Mapping[str, Any]], root: Path, burn: Burn = 1) -> list[Case]:
+def _no_images(root: Path, template: str) -> str:
+    folder = (root / re.split(r"[{*]", template, maxsplit=1)[0] / "x").parent
+    while not folder.is_dir():
+        folder = folder.parent
+    there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
+    field = "; write {name} for what differs between the files" if "{" not in template else ""
+    return f"no images found: {root / template} matches no file; in {folder} there is {there}; set data.root or data.images{field}"
+
+
+def _glob(root: Path, pattern: str) -> tuple[Path, ...]:
+    """Files below a root, with `*` alone as a wildcard."""
+    return tuple(sorted(map(Path, glob.glob(str(root / glob.escape(pattern).replace("[*]", "*"))))))
+
+
+def read_table(
+    table: str | Path | Sequence[Mapping[str, Any]], root: Path, group: str | None = None, burn: Burn = 1
+) -> list[Case]:
     """Cases by rows of image, mask and perhaps name, group, split, burn: a CSV file, or the rows themselves.
 
-    An image may be several files, one a band: a list, or in a CSV a text with `;` between them.
+    An image may be several files, one a band: a list, or in a CSV a text with `;` between them. `group` is as for `find_cases`, of columns
+    instead of fields; a column `group` goes before it.
 
     Raises:
         ValueError: A column or a file is missing: all of them at once.
     """
-    if isinstance(table, str | Path):
-        with (root / table).open(newline="") as file:
-            rows: list[Mapping[str, Any]] = list(csv.DictReader(file))
-    else:
-        rows = list(table)
+    rows = _read_csv(root / table) if isinstance(table, str | Path) else list(table)
+    if not rows:
+        raise ValueError(f"the table {table} has no rows; expected one for each image, with columns image and mask")
+    stems = Counter(row.get("name") or _stem(row) for row in rows)
     cases, faults = [], []
     for number, row in enumerate(rows, 1):
         if missing := [key for key in ("image", "mask") if not row.get(key)]:
@@ -105,14 +133,44 @@ def read_table(table: str | Path | Sequence[Mapping[str, Any]], root: Path, burn
         files = row["image"].split(";") if isinstance(row["image"], str) else row["image"]
         images, mask = tuple(root / file for file in files), root / row["mask"]
         faults += [f"row {number} of the table: there is no {path}" for path in (*images, mask) if not path.is_file()]
-        name = str(row.get("name") or images[0].stem)
-        split = row.get("split") or None
+        name, split = str(row.get("name") or _stem(row)), row.get("split") or None
+        if stems[name] > 1:  # files of one name in several folders
+            name = str(PurePath(_first(row)).with_suffix(""))
+        try:
+            own = str(row.get("group") or _group(name, row, group) or name)
+        except ValueError as error:
+            faults.append(f"row {number} of the table: {error}")
+            continue
         if split not in (None, *SPLITS):
             faults.append(f"row {number} of the table: split is {split!r}; expected one of {', '.join(SPLITS)}")
-        cases.append(Case(name, str(row.get("group") or name), images, (mask,), split, burn=row.get("burn") or burn))
+        cases.append(Case(name, own, images, (mask,), split, burn=_burn(row.get("burn")) or burn))
+    twice = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
+    faults += [f"the table has several rows of the name {name}; expected one for each image" for name in twice]
     if faults:
         raise ValueError(list_faults(faults))
     return cases
+
+
+def _read_csv(path: Path) -> list[Mapping[str, Any]]:
+    if not path.is_file():
+        raise ValueError(f"there is no table {path}; set data.table to a CSV file below data.root")
+    with path.open(newline="", encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))
+
+
+def _first(row: Mapping[str, Any]) -> str:
+    """The first file of a row's image."""
+    image = row.get("image") or ""
+    return str(image.split(";")[0] if isinstance(image, str) else image[0])
+
+
+def _stem(row: Mapping[str, Any]) -> str:
+    return PurePath(_first(row)).stem
+
+
+def _burn(value: Any) -> Any:
+    """A CSV holds texts only."""
+    return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 def _match(root: Path, template: str) -> list[tuple[dict[str, str], Path]]:
@@ -136,14 +194,14 @@ def _match(root: Path, template: str) -> list[tuple[dict[str, str], Path]]:
         text = (
             str(path.relative_to(root)) if path.is_relative_to(root) and not Path(template).is_absolute() else str(path)
         )
-        if match := pattern.fullmatch(text):
+        if path.is_file() and (match := pattern.fullmatch(text)):
             found.append((match.groupdict(), path))
     return sorted(found, key=lambda item: natural(str(item[1])))
 
 
 def natural(text: str) -> list[str]:
     """A key by which `part_10` comes after `part_9`."""
-    return [part.zfill(12) for part in re.split(r"(\d+)", text)]
+    return [part.zfill(12) if part.isdigit() else part for part in re.split(r"(\d+)", text)]
 
 
 def _fill(template: str, fields: Mapping[str, str], what: str = "data.images") -> str:
@@ -155,11 +213,12 @@ def _fill(template: str, fields: Mapping[str, str], what: str = "data.images") -
         ) from error
 
 
-def _group(name: str, fields: Mapping[str, str], group: str | None) -> str:
+def _group(name: str, fields: Mapping[str, Any], group: str | None) -> str | None:
+    """The group of a case by its fields or its name; None: it is one of its own."""
     if group is None:
-        return name
+        return None
     if group in fields:
-        return fields[group]
+        return str(fields[group])
     match = re.search(group, name)
     if match is None or not match.groups():
         raise ValueError(

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from segline.data.cases import SPLITS, Case, find_cases, list_faults, read_table
+from segline.data.loaders import Loader, make_loader, num_cores
 from segline.data.scan import Facts, merge_statistics, scan
 from segline.data.splits import cut_blocks, split_cases
 from segline.data.windows import Augment, EqualSampler, Reader, TileWindows, TrainWindows, WindowSampler
@@ -23,8 +20,6 @@ from segline.io.normalize import BandStatistics, Normalize
 from segline.io.open import open_image, open_mask
 from segline.io.source import Block, MaskSource, Source
 from segline.labels import Labels
-
-Loader = DataLoader[dict[str, Tensor]]
 
 
 class SegmentationDataModule(pl.LightningDataModule):
@@ -95,7 +90,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.bands, self.spacing_mm, self.burn = bands, spacing_mm, burn
         self.normalize, self.foreground, self.augment, self.seed = Normalize(normalize), foreground, augment, seed
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
-        self.num_workers = max(0, len(os.sched_getaffinity(0)) - 1) if num_workers is None else num_workers
+        self.num_workers = max(0, num_cores() - 1) if num_workers is None else num_workers
         self.cases: dict[str, list[Case]] = {}
         self.facts: dict[str, Facts] = {}
         self.notes: list[str] = []
@@ -103,6 +98,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         if len(self.window) != spatial_dims or len(self.margin) != spatial_dims:
             raise ValueError(
                 f"data.window is {self.window} and data.margin {self.margin}; expected {spatial_dims} sizes each"
+            )
+        if bands is not None and len(bands) != in_channels:
+            raise ValueError(
+                f"data.bands names {len(bands)} bands but data.in_channels is {in_channels}; set data.in_channels={len(bands)}"
             )
 
     # Preparation
@@ -117,17 +116,22 @@ class SegmentationDataModule(pl.LightningDataModule):
             return
         cases = self._find()
         settings = (self.bands, self.spacing_mm)
+        faults: list[str] = []
         if self.blocks:
-            cases = [block for case in cases for block in cut_blocks(case, open_image(case.images).shape, self.blocks)]
+            cases = self._cut(cases, self.blocks, faults)
         self.facts = scan(cases, lambda case: self.open(case)[:2], self.labels, settings)
-        faults = [self._say(case, fault) for case in cases for fault in self.facts[case.name].faults]
+        faults += [self._say(case, fault) for case in cases for fault in self.facts[case.name].faults]
         faults += [fault for case in cases if not self.facts[case.name].faults for fault in self._check_bands(case)]
         if faults:
             raise ValueError(list_faults(faults))
-        used = [case for case in cases if self.facts[case.name].empty is None]
-        self.notes = [f"{case.name}: {self.facts[case.name].empty}" for case in cases if self.facts[case.name].empty]
+        reasons = {case: reason for case in cases if (reason := self.facts[case.name].empty)}
+        used = [case for case in cases if case not in reasons]
+        self.notes = [f"{case.name}: {reason}" for case, reason in reasons.items()]
         if not used:
-            raise ValueError(list_faults(self.notes))
+            listed = list_faults(f"{case.images[0]}: {reason}" for case, reason in reasons.items())
+            raise ValueError(
+                f"{listed}\nnothing is left to train on; are data.labels.ignore and the files' no-data values right?"
+            )
         self.cases = split_cases(used, self.val, self.test, self.order)
         self._check_classes()
         if self.normalize.scope == "dataset":
@@ -150,10 +154,20 @@ class SegmentationDataModule(pl.LightningDataModule):
                 f"there is no folder {root}; set data.root to where the data set lies, or SEGLINE_DATA to the folder above.{where}"
             )
         return (
-            read_table(self.table, root, self.burn)
+            read_table(self.table, root, self.group, self.burn)
             if self.table
             else find_cases(root, self.images, self.masks, self.group, self.burn)
         )
+
+    def _cut(self, cases: Sequence[Case], size: int, faults: list[str]) -> list[Case]:
+        """Blocks of all cases that can be opened."""
+        blocks = []
+        for case in cases:
+            try:
+                blocks += cut_blocks(case, open_image(case.images, spacing_mm=self.spacing_mm).shape, size)
+            except ValueError as error:
+                faults.append(self._say(case, str(error)))
+        return blocks
 
     def _root(self) -> Path:
         if self.root is not None:
@@ -280,10 +294,10 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Batches of random windows."""
-        rank, processes = _processes(self.trainer)
+        rank, processes = _place(self.trainer)
         sampler = WindowSampler(self.steps_per_epoch, self.batch_size, rank, processes)
         sampler.go_on(*getattr(self, "_progress", (0, 0)))
-        return self._loader(self.train_dataset(), sampler)
+        return make_loader(self.train_dataset(), sampler, self.batch_size, self.num_workers)
 
     def val_dataloader(self) -> Loader:
         """Tiles of the validation part."""
@@ -294,44 +308,11 @@ class SegmentationDataModule(pl.LightningDataModule):
         return self._tiles("test")
 
     def _tiles(self, split: str) -> Loader:
-        rank, processes = _processes(self.trainer)
+        rank, processes = _place(self.trainer)
         dataset = TileWindows(self.reader(split), self.window, self.margin)
-        return self._loader(dataset, EqualSampler(len(dataset), rank, processes))
-
-    def _loader(self, dataset: Any, sampler: Any) -> Loader:
-        workers: dict[str, Any] = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
-        if self.num_workers:
-            workers |= {"multiprocessing_context": "fork", "worker_init_fn": _start_worker}
-        # A generator of its own: the loader draws a seed for its workers at each start, which would else shift the network's dropout.
-        return ResumableLoader(
-            dataset,
-            batch_size=self.batch_size,
-            sampler=sampler,
-            generator=torch.Generator(),
-            pin_memory=torch.cuda.is_available(),
-            **workers,
-        )
+        return make_loader(dataset, EqualSampler(len(dataset), rank, processes), self.batch_size, self.num_workers)
 
 
-class ResumableLoader(Loader):
-    """A loader whose place in the epoch the sampler knows; Lightning asks for these methods before it resumes within an epoch."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the place is in the checkpoint already."""
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing: `go_on` has set the place."""
-
-
-def _processes(trainer: pl.Trainer | None) -> tuple[int, int]:
+def _place(trainer: pl.Trainer | None) -> tuple[int, int]:
     """This process's number and how many there are."""
     return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
-
-
-def _start_worker(_: int) -> None:
-    """One thread a worker: the cores are the network's."""
-    torch.set_num_threads(1)
-    import cv2
-
-    cv2.setNumThreads(0)

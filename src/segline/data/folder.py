@@ -17,7 +17,8 @@ from segline.data.cases import Case, find_cases, list_faults, read_table
 from segline.io.image import FORMATS, decode
 from segline.io.masks import VECTOR_DRIVERS, raw_mask, volume_mask
 from segline.io.normalize import strips
-from segline.io.open import open_image
+from segline.io.open import RASTER_SUFFIXES, open_image
+from segline.io.raster import RasterFile
 from segline.io.source import Source
 from segline.labels import IGNORE_INDEX, Labels, parse_values
 
@@ -34,7 +35,7 @@ _KINDS = {"aerial": "dataset", "biomedical": "case", "volume": "case"}
 
 
 def discover(data: DictConfig) -> DictConfig:
-    """Complete a data config by a look at its files, and print it as one to keep; what it gives stands.
+    """Complete a data config by a look at its files, and print it as one to keep; what it gives stands; if that is all, nothing is read.
 
     Args:
         data: Config of a data module. What is null is found, and `labels.classes` where it is empty; `augment` may offer one for each
@@ -44,6 +45,8 @@ def discover(data: DictConfig) -> DictConfig:
         ValueError: No images, images without masks, files that cannot be read, masks that are none: all of them at once.
     """
     found: dict[str, Any] = OmegaConf.to_container(data, resolve=True)  # type: ignore[assignment]
+    if _is_complete(found):
+        return data
     _make_absolute(found)
     cases = _find(found)
     images, faults = _open(cases, found)
@@ -55,6 +58,12 @@ def discover(data: DictConfig) -> DictConfig:
     augment = _choose_augment(found, kind)
     print(_say(found, augment, cases, images), flush=True)
     return OmegaConf.create(found)
+
+
+def _is_complete(found: dict[str, Any]) -> bool:
+    given = ("in_channels", "spatial_dims", "window", "margin", "normalize")
+    offered = set(found["augment"] or ()) & set(_KINDS)
+    return bool((found["labels"] or {}).get("classes")) and all(found[key] is not None for key in given) and not offered
 
 
 def _make_absolute(found: dict[str, Any]) -> None:
@@ -80,7 +89,7 @@ def _home(template: str) -> str:
 def _find(found: dict[str, Any]) -> list[Case]:
     root, burn = Path(found["root"]), found["burn"]
     if found["table"]:
-        return read_table(found["table"], root, burn)
+        return read_table(found["table"], root, found["group"], burn)
     return find_cases(root, found["images"], found["masks"], found["group"], burn)
 
 
@@ -168,19 +177,23 @@ def _name_classes(found: dict[str, Any], cases: Sequence[Case]) -> list[str]:
     """Set the labels by the values in the masks; what keeps them from being labels."""
     labels = found["labels"]
     overlapping = labels.get("scheme") == "overlapping"
-    colored = any(_is_colored(path) for case in cases for path in case.masks[:1])
+    least = 1 if overlapping else 2
+    colored = any(_is_colored(case.masks[0]) for case in cases if not case.objects)
     values, holes, faults = _look_at_masks(cases, colored)
     if faults:
         return faults
-    known = set(parse_values(labels.get("ignore") or [])) | set(parse_values(labels.get("rest") or []) if overlapping else ())
-    void = {value for value in values if value < 0 or (not colored and value in (holes | {IGNORE_INDEX}) - {0})} - known
-    if len(values - void - known) < 2 - overlapping:  # 0 and 255 alone are two classes
-        void = {value for value in void if value < 0}
+    known = set(parse_values(labels.get("ignore") or []))
+    if overlapping:
+        known |= set(parse_values(labels.get("rest") or []))
+    void = {v for v in values - known if v < 0 or v in holes - {0} or (v == IGNORE_INDEX and not colored)}
+    if len(values - void - known) < least:  # 0 and 255 alone are two classes
+        void = {v for v in void if v < 0}
     ids = sorted(values - void - known)
-    if len(ids) < 2 - overlapping:
-        listed = ", ".join(_raw(value, colored) for value in sorted(values))
+    if len(ids) < least:
+        listed = ", ".join(str(_raw(value, colored)) for value in sorted(values))
         return [f"the masks hold nothing to tell apart, only {listed}; are these the masks: {cases[0].masks[0]}?"]
-    labels["classes"] = {_name(value, colored, pair=len(ids) == 2 and 0 in ids): _raw(value, colored) for value in ids}
+    pair = 0 in values and len(values - void) == 2
+    labels["classes"] = {_name(value, colored, pair): _raw(value, colored) for value in ids}
     if void:
         labels["ignore"] = [*(labels.get("ignore") or []), *sorted(void)]
     if 0 in ids and not overlapping:
@@ -206,18 +219,21 @@ def _look_at_masks(cases: Sequence[Case], colored: bool) -> tuple[set[int], set[
         values |= some
         holes |= hole
     if not faults and len(values) > MOST_CLASSES:
-        faults.append(f"the masks hold {len(values)} values, which are many for classes; if they are, name data.labels.classes")
+        faults.append(
+            f"the masks hold {len(values)} values, which are many for classes; if they are, name data.labels.classes"
+        )
     return values, holes, faults
 
 
 def _read_values(case: Case, reading: Labels) -> tuple[set[int], set[int]]:
     """Raw values of a mask, a few more than may be at most, and its no-data value."""
-    drawn = case.objects or case.masks[0].suffix.lower() in VECTOR_DRIVERS
-    like = open_image(case.images)
+    vector = case.masks[0].suffix.lower() in VECTOR_DRIVERS
+    like: Any = open_image(case.images) if vector else None
     raw = raw_mask(case.masks, reading, like, case.burn, lambda path: volume_mask(path, None), case.objects)
-    values = {0} if drawn else set[int]()
+    values = {0} if vector or case.objects else set[int]()
     for window in strips(raw.shape):
-        values.update(np.unique(raw.read_raw(window)).tolist())
+        some = np.unique(raw.read_raw(window))
+        values.update(some[some > np.iinfo(np.int32).min].tolist())  # less than any id: no value, as NaN is one
         if len(values) > MOST_CLASSES:
             break
     hole = getattr(raw, "nodata", None)
@@ -226,13 +242,15 @@ def _read_values(case: Case, reading: Labels) -> tuple[set[int], set[int]]:
 
 def _is_colored(path: Path) -> bool:
     """Whether a mask tells its classes by colours, not by ids."""
-    if path.suffix.lower() != ".png":
-        return False
     try:
-        pixels = decode(path, palette_as_ids=True)
+        if path.suffix.lower() == ".png":
+            pixels = decode(path, palette_as_ids=True)
+            return pixels.shape[2] >= 3 and bool((pixels[..., :1] != pixels[..., :3]).any())
+        if path.name.lower().endswith(RASTER_SUFFIXES) and (raster := RasterFile(path)).num_bands >= 3:
+            return any((bands[:1] != bands[:3]).any() for bands in map(raster.read_raw, strips(raster.shape)))
     except ValueError:
-        return False  # it is said when the mask is read
-    return pixels.shape[2] >= 3 and bool((pixels[..., :1] != pixels[..., :3]).any())
+        pass  # it is said when the mask is read
+    return False
 
 
 def _raw(value: int, colored: bool) -> int | str:
@@ -253,16 +271,23 @@ def _name(value: int, colored: bool, pair: bool) -> str:
 
 def _say(found: dict[str, Any], augment: str | None, cases: Sequence[Case], images: Sequence[Source]) -> str:
     """What was found, as a config to keep."""
-    first = images[0]
-    size = " x ".join(map(str, first.shape))
-    keep = {key: value for key, value in found.items() if value is not None and key not in ("_target_", "seed", "augment")}
-    keep["labels"] = {key: value for key, value in found["labels"].items() if key != "_target_"}
+    keep = {k: v for k, v in found.items() if v is not None and k not in ("_target_", "seed", "labels", "augment")}
+    labels = {k: v for k, v in found["labels"].items() if v and k not in ("_target_", "rest")}
+    if found["labels"].get("scheme") == "overlapping":
+        labels["rest"] = found["labels"]["rest"]
+    keep["labels"] = labels
     if augment is None:
         keep["augment"] = found["augment"]
     defaults = ", ".join(["domain/folder@_here_", *([f"augment: {augment}"] if augment else []), "_self_"])
     text = yaml.safe_dump(keep, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    size, bands, classes = " x ".join(map(str, images[0].shape)), images[0].num_bands, len(labels["classes"])
     return (
-        f"{len(cases)} images with masks, the first of {size} pixels and {first.num_bands} bands; {len(found['labels']['classes'])} classes.\n"
-        "To keep this and give the classes their names, save the lines below as DIR/data/mine.yaml; then: --config-dir DIR data=mine\n\n"
+        f"found {_count(len(cases), 'image')} with masks, the first of {size} pixels and {_count(bands, 'band')}, and {classes} classes\n"
+        "To keep this, and to give the classes their names, save the lines below as DIR/data/mine.yaml and train with\n"
+        "--config-dir DIR data=mine. The class that labels.background names stays out of means over classes.\n\n"
         f"defaults: [{defaults}]\n{text}"
     )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'s' if number != 1 else ''}"

@@ -78,25 +78,31 @@ def scan(cases: Sequence[Case], open_case: Open, labels: Labels, settings: objec
             facts[case.name] = _broken(labels, f"there is no file {missing[0]}")
             continue
         make = partial(_write, case=case, open_case=open_case, labels=labels)
-        path = cached("scan", files, key, ".json", make)
-        facts[case.name] = _load(path.read_text())
+        try:
+            facts[case.name] = _load(cached("scan", files, key, ".json", make).read_text())
+        except _BrokenError as broken:
+            facts[case.name] = _broken(labels, *broken.faults)
     return facts
 
 
+class _BrokenError(Exception):
+    """A case with faults: those are not kept, they may have been the machine's."""
+
+    def __init__(self, *faults: str) -> None:
+        super().__init__(*faults)
+        self.faults = faults
+
+
 def _write(path: Path, case: Case, open_case: Open, labels: Labels) -> None:
-    path.write_text(_dump(_look(case, open_case, labels)))
-
-
-def _look(case: Case, open_case: Open, labels: Labels) -> Facts:
     """Read a case once, strip by strip; a fault ends it."""
     try:
         image, mask = open_case(case)
-        faults = compare(image, mask)
-        if faults:
-            return _broken(labels, *faults)
-        return _measure(image, mask, labels)
+        if faults := compare(image, mask):
+            raise _BrokenError(*faults)
+        facts = _measure(image, mask, labels)
     except (ValueError, OSError) as error:
-        return _broken(labels, str(error))
+        raise _BrokenError(str(error)) from error
+    path.write_text(_dump(facts))
 
 
 def _measure(image: Source, mask: MaskSource, labels: Labels) -> Facts:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import product
 
 from segline.data.cases import SPLITS, Case, natural
-from segline.io.source import Window
 
 #: With fewer groups than this, shares are cut from the groups sorted by hash; a threshold on the hash would miss them by far.
 _FEW = 50
@@ -29,10 +29,10 @@ def split_cases(cases: Sequence[Case], val: float, test: float, order: str = "ha
         ValueError: Shares that leave nothing to train on, or to validate with.
     """
     if order not in ("hash", "name"):
-        raise ValueError(f"data.split.order is {order!r}; expected hash or name")
+        raise ValueError(f"data.order is {order!r}; expected hash or name")
     if val < 0 or test < 0 or val + test >= 1:
         raise ValueError(
-            f"data.split has val={val} and test={test}; expected shares of 0 or more that leave something to train on"
+            f"data.val is {val} and data.test {test}; expected shares of 0 or more that leave something to train on"
         )
     parts: dict[str, list[Case]] = {split: [case for case in cases if case.split == split] for split in SPLITS}
     free = [case for case in cases if case.split is None]
@@ -46,7 +46,8 @@ def split_cases(cases: Sequence[Case], val: float, test: float, order: str = "ha
         if not parts[split] and share > 0:
             groups = len({case.group for case in cases})
             raise ValueError(
-                f"the {split} part is empty: {len(cases)} cases in {groups} groups; set data.group to cut finer, or data.split"
+                f"the {split} part is empty: {len(cases)} cases in {groups} groups; set data.group to cut finer, "
+                "data.blocks to cut rasters, or other shares data.val and data.test"
             )
     return parts
 
@@ -54,7 +55,8 @@ def split_cases(cases: Sequence[Case], val: float, test: float, order: str = "ha
 def _assign(groups: list[str], val: float, test: float, order: str) -> dict[str, str]:
     """Split of each group."""
     if order == "name" or len(groups) < _FEW:
-        ranked = sorted(groups, key=natural) if order == "name" else sorted(groups, key=_hash)
+        # The least hashes are drawn first, as by the threshold, so that a set which grows beyond the few keeps its parts.
+        ranked = sorted(groups, key=natural) if order == "name" else sorted(groups, key=_hash, reverse=True)
         counts = {split: _count(len(groups), share) for split, share in (("test", test), ("val", val))}
         chosen = dict.fromkeys(ranked, "train")
         for split in ("test", "val"):
@@ -76,11 +78,17 @@ def _hash(text: str) -> float:
 
 
 def cut_blocks(case: Case, shape: tuple[int, ...], size: int) -> list[Case]:
-    """Blocks of a raster, each a case and a group of its own: one large scene is split in space."""
+    """Blocks of a raster, each a case and a group of its own: one large scene is split in space.
+
+    A rest of less than half a block goes to the block before it.
+    """
     blocks = []
-    for row in range(0, shape[0], size):
-        for column in range(0, shape[1], size):
-            block: Window = (slice(row, min(row + size, shape[0])), slice(column, min(column + size, shape[1])))
-            name = f"{case.name}/{row}_{column}"
-            blocks.append(replace(case, name=name, group=name, block=block))
+    for block in product(*(_cut(length, size) for length in shape)):
+        name = f"{case.name}/{'_'.join(str(part.start) for part in block)}"
+        blocks.append(replace(case, name=name, group=name, block=block))
     return blocks
+
+
+def _cut(length: int, size: int) -> list[slice]:
+    count = max(1, (length + size // 2) // size)
+    return [slice(i * size, length if i == count - 1 else (i + 1) * size) for i in range(count)]

@@ -119,11 +119,12 @@ class TrainWindows(Dataset[dict[str, Tensor]]):
             return self._anywhere(facts, rng)
         cells = facts.cells[facts.cells[:, 0] == rng.choice(present)]
         edge = CELL[len(self.window)]
-        pixel = cells[rng.integers(len(cells)), 1:] * edge + rng.integers(edge, size=len(self.window))
+        cell = cells[rng.integers(len(cells)), 1:] * edge
         starts = []
-        for at, size, w in zip(pixel.tolist(), facts.shape, self.window, strict=True):
-            last = max(size - w, 0)
-            starts.append(_start(min(max(at - w + 1, 0), last), min(max(at, 0), last), size, w, rng))
+        for first, size, w in zip(cell.tolist(), facts.shape, self.window, strict=True):
+            # Over the whole cell: where in it the class is, nobody knows. A window smaller than a cell lies within it.
+            least, most = sorted((min(first + edge, size) - w, first))
+            starts.append(_start(max(least, 0), min(most, max(size - w, 0)), size, w, rng))
         return starts
 
 

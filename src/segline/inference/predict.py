@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import glob
 import importlib
+import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,11 @@ from tqdm import tqdm
 from segline.card import Card
 from segline.checkpoints import read_network
 from segline.inference.tiled import Network, predict_tiles
+from segline.io.image import FORMATS
 from segline.io.normalize import Normalize, measure
-from segline.io.open import open_image, open_sink
+from segline.io.open import IMAGE_SUFFIXES, open_image, open_sink
 from segline.io.source import Source
-from segline.labels import Labels
-
-#: What a folder is searched for.
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".nii", ".nii.gz")
+from segline.labels import IGNORE_INDEX, Labels
 
 
 def predict_files(
@@ -34,34 +34,69 @@ def predict_files(
         ValueError: The checkpoint or the input is not what it should be, or `output` would overwrite the input.
     """
     card, weights = read_network(checkpoint)
-    files = _find(input)
-    folder = Path(output)
-    if any(file.parent.resolve() == folder.resolve() for file in files):
-        raise ValueError(
-            f"output={output} is the folder of the input, whose files would be overwritten; name another folder"
-        )
     labels, network = Labels(**card.labels), _callable(card, weights, device, trust)
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for file in tqdm(files, unit="file", desc="predict", disable=len(files) == 1):
-        source = open_image([file], bands=card.bands, spacing_mm=card.spacing_mm)
-        written.append(_predict_file(network, card, labels, source, folder / file.name, batch_size))
-    print(f"{len(written)} mask{'s' if len(written) != 1 else ''} in {folder}: {', '.join(labels.names)}")
-    return written
+    jobs = _plan(_find(input), Path(output))
+    _check(jobs, card)
+    for file, path in tqdm(jobs.items(), unit="file", desc="predict", disable=len(jobs) == 1):
+        _predict_file(network, card, labels, _open(file, card), path, batch_size)
+    print(f"{len(jobs)} mask{'s' if len(jobs) != 1 else ''} in {output}: {', '.join(labels.names)}")
+    return list(jobs.values())
 
 
-def _predict_file(network: Network, card: Card, labels: Labels, source: Source, path: Path, batch_size: int) -> Path:
-    channels = card.network["in_channels"]
-    if source.num_bands != channels:
+def _plan(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
+    """Where the mask of each file goes: below `folder` as the files lie below the folder that they share."""
+    shared = os.path.commonpath([file.parent.resolve() for file in files])
+    jobs = {file: folder / file.resolve().relative_to(shared) for file in files}
+    # Photographs' masks are PNG files, whatever the photographs are.
+    jobs = {file: path.with_suffix(".png") if path.suffix.lower() in FORMATS else path for file, path in jobs.items()}
+    if any(file.parent.resolve() == path.parent.resolve() for file, path in jobs.items()):
         raise ValueError(
-            f"{source.path} has {source.num_bands} bands, but the network was trained on {channels} ({card.trained_on})"
+            f"output={folder} is the folder of the input, whose files would be overwritten; name another folder"
         )
+    if twice := [path for path, count in Counter(jobs.values()).items() if count > 1]:
+        both = " and ".join(str(file) for file, path in jobs.items() if path == twice[0])
+        raise ValueError(f"the masks of {both} would both be {twice[0]}; predict them into different folders")
+    return jobs
+
+
+def _open(file: Path, card: Card) -> Source:
+    source = open_image([file], bands=card.bands, spacing_mm=card.spacing_mm)
+    channels = card.network["in_channels"]
+    data = f" ({card.trained_on})" if card.trained_on else ""
+    if len(source.shape) != len(card.window):
+        raise ValueError(
+            f"{file} has {len(source.shape)} dimensions, but the network was trained on {len(card.window)}{data}"
+        )
+    if source.num_bands != channels:
+        raise ValueError(f"{file} has {source.num_bands} bands, but the network was trained on {channels}{data}")
+    return source
+
+
+def _check(jobs: dict[Path, Path], card: Card) -> None:
+    """All faults that can be seen before the first file is predicted."""
+    faults = []
+    for file, path in jobs.items():
+        try:
+            _open(file, card)
+        except ValueError as error:
+            faults.append(str(error))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"output: {path.parent} cannot be made ({error}); name another folder") from error
+    if faults:
+        raise ValueError("\n  ".join([f"{len(faults)} of {len(jobs)} files cannot be predicted:", *faults]))
+
+
+def _predict_file(network: Network, card: Card, labels: Labels, source: Source, path: Path, batch_size: int) -> None:
     normalize = Normalize(**card.normalize)
     statistics = measure(source) if normalize.scope == "case" else None
+    tiles = predict_tiles(network, source, normalize, statistics, card.window, card.margin, batch_size)
     with open_sink(path, source, labels) as sink:
-        for core, logits in predict_tiles(network, source, normalize, statistics, card.window, card.margin, batch_size):
-            sink.write(core, labels.decide(labels.probs(logits[None]))[0].astype(np.uint8))
-    return path
+        for core, logits in tqdm(tiles, unit="tile", desc=path.name, delay=2, leave=False):
+            mask = labels.decide(labels.probs(logits[None]))[0].astype(np.uint8)
+            mask[..., np.isnan(source.read(core)).all(0)] = IGNORE_INDEX  # no data in, no data out
+            sink.write(core, mask)
 
 
 def build_network(card: Card, trust: Sequence[str] = ()) -> torch.nn.Module:
@@ -81,16 +116,29 @@ def build_network(card: Card, trust: Sequence[str] = ()) -> torch.nn.Module:
         raise ValueError(
             f"the checkpoint's network has arguments that name code ({', '.join(nested)}); expected plain values"
         )
-    kind = getattr(importlib.import_module(module), name, None)
+    try:
+        kind = getattr(importlib.import_module(module), name, None)
+    except ImportError as error:
+        raise ValueError(f"the checkpoint's network is {target}, which cannot be imported ({error})") from error
     if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
         raise ValueError(f"the checkpoint's network is {target}, which is not a torch.nn.Module")
-    return kind(**{**arguments, **({"encoder_weights": None} if "encoder_weights" in arguments else {})})
+    if "encoder_weights" in arguments:
+        arguments["encoder_weights"] = None  # the checkpoint holds better ones
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise ValueError(
+            f"the checkpoint's arguments do not fit {target} ({error}); use the segline that wrote it"
+        ) from error
 
 
 def _callable(card: Card, weights: dict[str, torch.Tensor], device: str, trust: Sequence[str]) -> Network:
     """The network as a function from arrays to arrays."""
     network = build_network(card, trust)
-    network.load_state_dict(weights)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint's weights do not fit the network of its card ({error})") from error
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     network = network.to(place).eval()
 
@@ -109,12 +157,12 @@ def _find(pattern: str) -> list[Path]:
     candidates: list[Any] = (
         sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(pattern, recursive=True)))
     )
-    files = [file for file in candidates if file.name.lower().endswith(_SUFFIXES)]
+    files = [file for file in candidates if file.name.lower().endswith(IMAGE_SUFFIXES)]
     if not files:
         what = (
             "no such file or folder"
             if not candidates and not path.is_dir()
-            else f"none of its files ends in {', '.join(_SUFFIXES)}"
+            else f"none of its files ends in {', '.join(IMAGE_SUFFIXES)}"
         )
         raise ValueError(f"input={pattern}: {what}; give a file, a folder or a pattern such as 'scenes/*.tif'")
     return files

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
+import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -27,11 +27,11 @@ def cached(kind: str, sources: Iterable[Path], settings: object, suffix: str, ma
     path = cache_dir() / kind / f"{key.hexdigest()[:32]}{suffix}"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, suffix=suffix)
-        os.close(handle)
+        # Not by mkstemp, whose files nobody else may read: a cache may be shared.
+        temporary = path.with_name(f"{uuid.uuid4().hex}{suffix}")
         try:
-            make(Path(temporary))
+            make(temporary)
             os.replace(temporary, path)
         finally:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
     return path

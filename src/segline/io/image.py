@@ -41,7 +41,7 @@ def decode(path: Path, palette_as_ids: bool = False) -> NDArray[Any]:
 
     Args:
         path: PNG or JPEG.
-        palette_as_ids: Give a palette picture's indices instead of its colours.
+        palette_as_ids: Give the indices of a palette picture and the 0 and 1 of a 1-bit picture, instead of their colours.
     """
     key = (str(path), path.stat().st_mtime_ns if path.exists() else 0, palette_as_ids)
     if key not in _kept:
@@ -56,17 +56,20 @@ def _decode(path: Path, palette_as_ids: bool) -> NDArray[Any]:
     try:
         with Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
             if image.format == "PNG" and image.mode in ("RGB", "RGBA") and _bit_depth(path) == 16:
+                image.load()  # OpenCV would print its own words on a damaged file
                 return _decode_deep(path)
             oriented = ImageOps.exif_transpose(image)
             if oriented.mode == "P":
                 oriented = oriented if palette_as_ids else oriented.convert("RGB")
             elif oriented.mode == "1":
                 oriented = oriented.convert("L")
-                return (np.asarray(oriented)[..., None] > 0).astype(np.uint8)
+                return np.asarray(oriented)[..., None] // (255 if palette_as_ids else 1)
             elif oriented.mode not in ("L", "LA", "I", "I;16", "I;16B", "RGB", "RGBA"):
                 oriented = oriented.convert("RGB")
             pixels = np.asarray(oriented)
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path} is too large to be decoded as a whole ({error}); save it as a tiled TIFF") from error
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ValueError(f"{path} is not a whole PNG or JPEG file ({error}); export or copy it again") from error
     if pixels.dtype == np.int32:  # Pillow's mode for 16-bit grey
         pixels = pixels.astype(np.uint16)

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.enums import ColorInterp, Compression
 
 from segline.io.image import decode
 from segline.io.raster import RasterFile
 from segline.io.source import Geometry, Source, Window
+from segline.io.vectors import VECTOR_DRIVERS as VECTOR_DRIVERS
+from segline.io.vectors import Burn as Burn
+from segline.io.vectors import Vectors
 from segline.io.volume import VolumeFile
 from segline.labels import IGNORE_INDEX, Labels
 
-#: Vector formats and the drivers they are read with, by name: GDAL would else follow a file in disguise.
-VECTOR_DRIVERS = {".gpkg": "GPKG", ".geojson": "GeoJSON", ".json": "GeoJSON"}
-#: What burns polygons: an id for all, the attribute that holds it, or {attribute: {value: id}}.
-Burn = int | str | Mapping[str, Mapping[Any, int]]
+#: Raw value of a pixel that has none.
+_NO_VALUE = np.iinfo(np.int64).min
+_SMEARED = "{}: a JPEG cannot hold a mask, its compression smears the labels; export the masks as PNG"
 
 
 class RawMask(Protocol):
@@ -43,7 +47,7 @@ class EncodedMask:
         self.shape, self.geometry = raw.shape, raw.geometry
         known = {v for values in (*labels.values.values(), labels.ignore, labels.rest) for v in values}
         nodata = getattr(raw, "nodata", None)
-        self._hole = int(nodata) if nodata is not None and not np.isnan(nodata) and int(nodata) not in known else None
+        self._hole = None if nodata is None or nodata in known or not np.isfinite(nodata) else int(nodata)
 
     def read(self, window: Window) -> NDArray[np.uint8]:
         """The mask of a window.
@@ -52,15 +56,16 @@ class EncodedMask:
             ValueError: A value that belongs to no class.
         """
         raw = self.raw.read_raw(window)
-        hole = raw == self._hole if self._hole is not None else None
-        if hole is not None:  # any value that the labels know may stand there until it is overwritten
-            raw = np.where(hole, next(iter(self.labels.values.values()))[0], raw)
+        hole = raw == _NO_VALUE
+        if self._hole is not None:
+            hole |= raw == self._hole
+        if hole.any():  # any value that the labels know may stand there until it is overwritten
+            raw = np.where(hole, next(iter(self.labels.values.values()))[0], raw.astype(np.int64))
         try:
             mask = self.labels.encode(raw)
         except ValueError as error:
             raise ValueError(f"{self.path}: {error}") from error
-        if hole is not None:
-            mask[..., hole] = IGNORE_INDEX
+        mask[..., hole] = IGNORE_INDEX
         return mask
 
 
@@ -78,33 +83,34 @@ class _Picture:
     """PNG: ids, 0/255, 1 bit, palette, or colours packed as 0xRRGGBB."""
 
     def __init__(self, path: Path, labels: Labels) -> None:
-        self.path, self.colored = path, any(v > IGNORE_INDEX for values in labels.values.values() for v in values)
-        if path.suffix.lower() in (".jpg", ".jpeg"):
-            raise ValueError(
-                f"{path}: a JPEG cannot hold a mask, its compression smears the labels; export the masks as PNG"
-            )
-        self.shape, self.geometry = self._pixels().shape, Geometry()
-
-    def _pixels(self) -> NDArray[Any]:
-        pixels = decode(self.path, palette_as_ids=not self.colored)
-        if pixels.shape[2] >= 3:
-            red, green, blue = (pixels[..., i].astype(np.int32) for i in range(3))
-            if not self.colored and not (np.array_equal(red, green) and np.array_equal(green, blue)):
-                raise ValueError(
-                    f"{self.path} is a colour picture, but data.labels.classes names ids; name the colours, such as '#ff0000'"
-                )
-            return red << 16 | green << 8 | blue if self.colored else red
-        return pixels[..., 0]
+        _refuse_jpeg(path)
+        self.path, self.colored = path, _names_colors(labels)
+        self.shape, self.geometry = decode(path, palette_as_ids=not self.colored).shape[:2], Geometry()
 
     def read_raw(self, window: Window) -> NDArray[Any]:
-        return self._pixels()[window]
+        pixels = decode(self.path, palette_as_ids=not self.colored)
+        return _ids_or_colors(pixels[window], self.colored, self.path)
 
 
 class _Raster(RasterFile):
-    """TIFF: ids of the first band."""
+    """TIFF: ids, or colours packed as 0xRRGGBB, in bands or by the file's colour table."""
+
+    def __init__(self, path: Path, labels: Labels) -> None:
+        super().__init__(path)
+        self.colored = _names_colors(labels)
+        self._table: NDArray[np.int64] | None = None
+        if self.dataset.compression is Compression.jpeg:
+            raise ValueError(_SMEARED.format(path))
+        if self.colored and self.dataset.colorinterp[0] is ColorInterp.palette:
+            table = self.dataset.colormap(1)
+            self._table = np.array([table[value][:3] for value in range(len(table))])
+            self.nodata = None  # an index, not a colour
+        elif self.colored and self.nodata is not None:
+            self.nodata *= 0x010101
 
     def read_raw(self, window: Window, bands: list[int] | None = None) -> NDArray[Any]:
-        return _whole_numbers(super().read_raw(window, [1])[0], self.path)
+        pixels = _whole_numbers(np.moveaxis(super().read_raw(window), 0, -1), self.path)
+        return _ids_or_colors(pixels if self._table is None else self._table[pixels[..., 0]], self.colored, self.path)
 
 
 class _Volume(VolumeFile):
@@ -119,6 +125,7 @@ class _Matlab:
 
     def __init__(self, path: Path) -> None:
         from scipy.io import loadmat
+        from scipy.io.matlab import MatReadError
 
         try:
             arrays = {
@@ -126,7 +133,8 @@ class _Matlab:
                 for name, v in loadmat(path).items()
                 if isinstance(v, np.ndarray) and v.ndim == 2 and v.dtype.kind in "iub"
             }
-        except (OSError, ValueError, NotImplementedError) as error:
+        # All that scipy raises on damaged files.
+        except (OSError, ValueError, NotImplementedError, TypeError, IndexError, MatReadError, zlib.error) as error:
             raise ValueError(f"{path} is not a whole .mat file of version 7 or less ({error})") from error
         if len(arrays) != 1:
             raise ValueError(f"{path} holds {sorted(arrays) or 'no'} arrays of whole numbers; expected exactly one")
@@ -143,54 +151,19 @@ class _Objects:
     def __init__(self, paths: Sequence[Path]) -> None:
         self.numbers: NDArray[np.int32] = np.zeros(decode(paths[0]).shape[:2], np.int32)
         for number, path in enumerate(paths, 1):
-            pixels = decode(path)[..., 0]
-            if pixels.shape != self.numbers.shape:
+            _refuse_jpeg(path)
+            pixels = decode(path)
+            inside = pixels[..., : 3 if pixels.shape[2] >= 3 else 1].any(-1)  # a last band of alpha says nothing
+            if inside.shape != self.numbers.shape:
                 raise ValueError(
-                    f"{path} is {_size(pixels.shape)}, but {paths[0].name} beside it is {_size(self.numbers.shape)}"
+                    f"{path} is {_size(inside.shape)}, but {paths[0].name} beside it is {_size(self.numbers.shape)}"
                 )
-            self.numbers[pixels > 0] = number
+            self.numbers[inside] = number
         self.shape: tuple[int, ...] = self.numbers.shape
         self.geometry = Geometry()
 
     def read_raw(self, window: Window) -> NDArray[Any]:
         return (self.numbers[window] > 0).astype(np.uint8)
-
-
-class _Vectors:
-    """Polygons of a GeoPackage or GeoJSON, burnt onto the image's grid; a pixel belongs to the polygon that holds its centre."""
-
-    def __init__(self, path: Path, like: Source, burn: Burn) -> None:
-        import fiona
-        from fiona.errors import FionaError
-        from rasterio.warp import transform_geom
-
-        if like.geometry.crs is None or like.geometry.affine is None:
-            raise ValueError(
-                f"{like.path} has no coordinate system, so the polygons of {path} cannot be laid on it; use a GeoTIFF with a CRS"
-            )
-        try:
-            with fiona.open(path, driver=VECTOR_DRIVERS[path.suffix.lower()]) as layer:
-                crs = layer.crs_wkt or "EPSG:4326"
-                features = [(f["geometry"], f["properties"]) for f in layer if f["geometry"] is not None]
-        except (FionaError, OSError) as error:
-            raise ValueError(f"{path} is not a whole {VECTOR_DRIVERS[path.suffix.lower()]} file ({error})") from error
-        burnt = ((geometry, _burn_value(dict(properties), burn, path)) for geometry, properties in features)
-        self._shapes = [(transform_geom(crs, like.geometry.crs, g), value) for g, value in burnt if value is not None]
-        self.shape, self.geometry = like.shape, like.geometry
-
-    def read_raw(self, window: Window) -> NDArray[Any]:
-        from affine import Affine
-        from rasterio.features import rasterize
-
-        assert self.geometry.affine is not None
-        rows, columns = window
-        shape = (rows.stop - rows.start, columns.stop - columns.start)
-        if not self._shapes or 0 in shape:
-            return np.zeros(shape, np.int32)
-        grid = Affine(*self.geometry.affine[0], *self.geometry.affine[1]) * Affine.translation(
-            columns.start, rows.start
-        )
-        return rasterize(self._shapes, out_shape=shape, transform=grid, fill=0, dtype="int32")
 
 
 def raw_mask(
@@ -207,9 +180,9 @@ def raw_mask(
     if objects:
         return _Objects(paths)
     if suffix in VECTOR_DRIVERS:
-        return _Vectors(path, like, burn)
+        return Vectors(path, like, burn)
     if suffix in (".tif", ".tiff"):
-        return _Raster(path)
+        return _Raster(path, labels)
     if suffix == ".mat":
         return _Matlab(path)
     if path.name.lower().endswith((".nii", ".nii.gz")):
@@ -222,35 +195,44 @@ def volume_mask(path: Path, spacing_mm: Sequence[float] | None) -> RawMask:
     return _Volume(path, spacing_mm, order=0)
 
 
-def _burn_value(properties: dict[str, Any], burn: Burn, path: Path) -> int | None:
-    """The id that a polygon burns, or None for none."""
-    if isinstance(burn, int):
-        return burn
-    attribute = burn if isinstance(burn, str) else next(iter(burn))
-    if attribute not in properties:
+def _names_colors(labels: Labels) -> bool:
+    """Whether the labels speak of colours rather than ids."""
+    named = labels.to_dict()
+    raws = [*named["classes"].values(), named["ignore"], named["rest"]]
+    return any(isinstance(v, str) for raw in raws for v in (raw if isinstance(raw, list) else [raw]))
+
+
+def _ids_or_colors(pixels: NDArray[Any], colored: bool, path: Path) -> NDArray[Any]:
+    """Raw values `[*S]` of pixels `[*S, C]`; grey stands for a colour, too, where the labels name colours."""
+    first = pixels[..., 0]
+    if pixels.shape[-1] < 3:
+        return first.astype(np.int32) * 0x010101 if colored else first
+    red, green, blue = (pixels[..., band].astype(np.int32) for band in range(3))
+    if colored:
+        return red << 16 | green << 8 | blue
+    if not (np.array_equal(red, green) and np.array_equal(green, blue)):
         raise ValueError(
-            f"{path} has no attribute {attribute!r}; it has {sorted(properties)}; set data.burn to one of them or to an id"
+            f"{path} is a colour picture, but data.labels.classes names ids; name the colours, such as '#ff0000'"
         )
-    value = properties[attribute]
-    if not isinstance(burn, str):
-        return {str(k): v for k, v in burn[attribute].items()}.get(str(value))
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise ValueError(
-            f"{path}: attribute {attribute!r} is {value!r}; expected whole numbers, or data.burn={{{attribute}: {{{value}: 1}}}}"
-        ) from None
+    return first
+
+
+def _refuse_jpeg(path: Path) -> None:
+    with path.open("rb") as file:
+        if file.read(2) == b"\xff\xd8":  # whatever the file is called
+            raise ValueError(_SMEARED.format(path))
 
 
 def _whole_numbers(values: NDArray[Any], path: Path) -> NDArray[Any]:
+    """Values as integers; NaN and the huge numbers that stand for no data become `_NO_VALUE`."""
     if values.dtype.kind in "iub":
         return values
-    rounded = np.round(np.nan_to_num(values, nan=-1.0)).astype(np.int64)
-    if not np.allclose(rounded, np.nan_to_num(values, nan=-1.0), atol=1e-3):
-        raise ValueError(
-            f"{path} holds fractions such as {values[~np.isclose(values, np.round(values))][0]:g}; expected class ids"
-        )
-    return rounded
+    with np.errstate(invalid="ignore"):
+        lost = ~(np.abs(values) < 2**53)
+    rounded = np.round(np.where(lost, 0, values)).astype(np.int64)
+    if (fractions := ~lost & (np.abs(values - rounded) > 1e-3)).any():
+        raise ValueError(f"{path} holds fractions such as {values[fractions][0]:g}; expected class ids")
+    return np.where(lost, _NO_VALUE, rounded)
 
 
 def _size(shape: tuple[int, ...]) -> str:

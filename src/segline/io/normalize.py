@@ -35,8 +35,9 @@ class BandStatistics:
     @property
     def std(self) -> NDArray[np.float64]:
         """Deviation of each band; 1 where a band is constant or empty, so that it can be divided by."""
-        variance = self.squares / np.maximum(self.count, 1)
-        return np.where(variance > 0, np.sqrt(variance), 1.0)
+        std = np.sqrt(self.squares / np.maximum(self.count, 1))
+        # Below float32's resolution there is rounding only.
+        return np.where(std > 1e-7 * np.abs(self.mean), std, 1.0)
 
     def update(self, values: NDArray[Any]) -> None:
         """Add pixels `[C, *S]`."""

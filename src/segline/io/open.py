@@ -37,10 +37,8 @@ class BandsSource:
         first = sources[0]
         total = sum(source.num_bands for source in sources)
         for source in sources[1:]:
-            if source.shape != first.shape or source.geometry != first.geometry:
-                raise ValueError(
-                    f"{source.path} lies on another grid than {first.path} ({source.shape} and {first.shape}); resample them onto one"
-                )
+            if faults := compare(first, source):
+                raise ValueError(faults[0])
         if bands is not None and (missing := [band for band in bands if not 1 <= band <= total]):
             raise ValueError(
                 f"{first.path} has {total} bands, so there is no band {missing[0]}; set data.bands to some of 1 to {total}"
@@ -116,22 +114,22 @@ def open_sink(path: Path, like: Source, labels: Labels) -> Sink:
     return PictureSink(path, source, labels)
 
 
-def compare(image: Source, mask: MaskSource) -> list[str]:
-    """What keeps a mask from lying on its image: size, coordinate system, place."""
+def compare(image: Source | MaskSource, mask: Source | MaskSource) -> list[str]:
+    """What keeps a mask, or another band, from lying on its image: size, coordinate system, place."""
+    # Blocks are compared as what they are cut from: of those the size and the place are known.
+    image, mask = getattr(image, "whole", image), getattr(mask, "whole", mask)
     if image.shape != mask.shape:
         return [
-            f"{mask.path} is {_size(mask.shape)}, but its image {image.path} is {_size(image.shape)}; both must have one size"
+            f"{mask.path} is {_size(mask.shape)}, but {image.path} is {_size(image.shape)}; both must have one size"
         ]
     ours, theirs = image.geometry, mask.geometry
     faults = []
     if ours.crs and theirs.crs and not _same_crs(ours.crs, theirs.crs):
-        faults.append(
-            f"{mask.path} has another coordinate system than its image {image.path}; reproject it onto the image's grid"
-        )
+        faults.append(f"{mask.path} has another coordinate system than {image.path}; reproject it onto that grid")
     elif ours.affine and theirs.affine and _shift(ours, theirs, image.shape) > 1e-2:
         faults.append(
-            f"{mask.path} lies elsewhere than its image {image.path}: its affine moves pixels by up to "
-            f"{_shift(ours, theirs, image.shape):.3g} of one; resample it onto the image's grid, or copy the image's header if it is known to be right"
+            f"{mask.path} lies elsewhere than {image.path}: its affine moves pixels by up to "
+            f"{_shift(ours, theirs, image.shape):.3g} of one; resample it onto that grid, or copy that file's header if the pixels fit"
         )
     return faults
 

@@ -32,6 +32,14 @@ class RasterFile:
         affine, crs = with_geometry.transform, with_geometry.crs
         self.shape: tuple[int, ...] = (with_geometry.height, with_geometry.width)
         self.num_bands: int = with_geometry.count
+        if with_geometry.subdatasets:
+            raise ValueError(
+                f"{path} holds {len(with_geometry.subdatasets)} pages; expected one picture: split it into one file a page"
+            )
+        if "complex" in with_geometry.dtypes[0]:
+            raise ValueError(
+                f"{path} holds {with_geometry.dtypes[0]} values; expected real numbers: write the amplitude"
+            )
         self.dtype = np.dtype(with_geometry.dtypes[0])
         self.nodata: float | None = with_geometry.nodata
         located = not affine.is_identity
@@ -83,7 +91,8 @@ class RasterSource(RasterFile):
     def read(self, window: Window) -> NDArray[np.float32]:
         """The pixels of a window, `[C, *window]`; NaN where a band has its no-data value, NaN or infinity."""
         raw = self.read_raw(window)
-        values = raw.astype(np.float32)
+        with np.errstate(over="ignore"):  # such as the no-data value -1.8e308 of 64-bit rasters
+            values = raw.astype(np.float32)
         if self.nodata is not None and not np.isnan(self.nodata):
             values[raw == self.nodata] = np.nan
         if raw.dtype.kind == "f":

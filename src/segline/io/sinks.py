@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import uuid
+import warnings
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -13,6 +14,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window as RasterWindow
 
 from segline.io.raster import ENVIRONMENT, RasterSource
@@ -41,12 +43,15 @@ class _Committed:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix="".join(path.suffixes), dir=path.parent)
-        os.close(handle)
-        self.temporary = Path(name)
+        self.temporary = path.with_name(f".{uuid.uuid4().hex}{''.join(path.suffixes)}")
+        # Now, not after hours: whether the folder can be written to. Not by mkstemp, whose files nobody else may read.
+        self.temporary.touch()
 
     def finish(self) -> None:
         """Complete the temporary file."""
+
+    def abandon(self) -> None:
+        """Let go of the temporary file."""
 
     def __enter__(self) -> Self:
         return self
@@ -55,9 +60,11 @@ class _Committed:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self.finish()
             if kind is None:
+                self.finish()
                 os.replace(self.temporary, self.path)
+            else:
+                self.abandon()
         finally:
             self.temporary.unlink(missing_ok=True)
 
@@ -76,15 +83,15 @@ class RasterSink(_Committed):
             "count": self._bands,
             "dtype": "uint8",
             "compress": "deflate",
+            "BIGTIFF": "IF_SAFER",
         }
         if like.geometry.affine is not None:
             profile |= {"transform": source.transform}
         if height >= 256 and width >= 256:
             profile |= {"tiled": True, "blockxsize": 256, "blockysize": 256}
-        with rasterio.Env(**ENVIRONMENT):
-            self._file = rasterio.open(
-                self.temporary, "w", crs=source.crs, nodata=IGNORE_INDEX if labels.exclusive else None, **profile
-            )
+        with rasterio.Env(**ENVIRONMENT), warnings.catch_warnings():
+            warnings.simplefilter("ignore", NotGeoreferencedWarning)
+            self._file = rasterio.open(self.temporary, "w", crs=source.crs, nodata=IGNORE_INDEX, **profile)
             if labels.exclusive:
                 self._file.write_colormap(1, {k: tuple(map(int, color)) for k, color in enumerate(labels.palette)})
             self._file.update_tags(CLASSES=",".join(labels.names))
@@ -98,6 +105,8 @@ class RasterSink(_Committed):
     def finish(self) -> None:
         """Complete the file."""
         self._file.close()
+
+    abandon = finish
 
 
 class VolumeSink(_Committed):
@@ -119,6 +128,7 @@ class VolumeSink(_Committed):
         header = image.header.copy()
         header.set_data_dtype(np.uint8)
         header.set_slope_inter(1, 0)
+        header["cal_min"] = header["cal_max"] = 0  # the image's range of display would show the mask black
         values = native[0][0] if len(native) == 1 else np.stack([mask for mask, _ in native], -1)
         nib.save(type(image)(values.astype(np.uint8), image.affine, header), self.temporary)
 
@@ -144,7 +154,7 @@ class PictureSink(_Committed):
             _save_palette(self._mask[0], palette, self.temporary)
             return
         for k, name in enumerate(self._labels.names):
-            with _PlainFile(self.path.with_stem(f"{self.path.stem}_{name}")) as file:
+            with _PlainFile(self.path.with_stem(f"{self.path.stem}_{name.replace('/', '-')}")) as file:
                 _save_palette(self._mask[k], np.array([[0, 0, 0], self._labels.palette[k]]), file.temporary)
         # The plain name shows all classes at once: the last one wins where they overlap.
         _save_palette(

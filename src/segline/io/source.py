@@ -21,8 +21,8 @@ class Geometry:
     """Where a grid lies in the world.
 
     Args:
-        affine: World coordinates of pixel indices in the file's own convention (rasters 3 x 3, volumes 4 x 4), row by row; None
-            for photographs.
+        affine: World coordinates of pixel indices, row by row; None for photographs. Indices run in the order of the formats, which
+            is `*S` reversed: of rasters (column, row) of a pixel's corner, 3 x 3; of volumes (x, y, z) of a voxel's centre, 4 x 4.
         crs: Coordinate reference system as WKT; None where there is none.
         spacing: Size of a pixel along each axis of `*S`: mm for volumes, units of the CRS for rasters; None for photographs.
     """
@@ -87,12 +87,13 @@ def whole(shape: tuple[int, ...]) -> Window:
 
 def read_padded(source: Source | MaskSource, window: Window) -> NDArray[Any]:
     """Read a window that may reach beyond the grid; outside lie NaN (images) or ignored pixels (masks)."""
-    inside = tuple(
-        slice(min(max(w.start, 0), size), max(min(w.stop, size), min(max(w.start, 0), size)))
-        for w, size in zip(window, source.shape, strict=True)
-    )
-    values = source.read(inside)
-    pads = [(i.start - w.start, w.stop - i.stop) for i, w in zip(inside, window, strict=True)]
+    inside, pads = [], []
+    for w, size in zip(window, source.shape, strict=True):
+        start, stop = (min(max(end, 0), size) for end in (w.start, w.stop))
+        before = min(max(-w.start, 0), w.stop - w.start)
+        inside.append(slice(start, stop))
+        pads.append((before, w.stop - w.start - before - (stop - start)))
+    values = source.read(tuple(inside))
     if not any(before or after for before, after in pads):
         return values
     fill = np.nan if values.dtype.kind == "f" else IGNORE_INDEX

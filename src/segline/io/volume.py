@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 from nibabel.orientations import io_orientation
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -16,8 +19,8 @@ from segline.io.cache import cached
 from segline.io.source import Geometry, Window
 
 SUFFIXES = (".nii", ".nii.gz")
-#: Largest volume that a compressed file may claim to hold; its header is believed before its bytes are seen.
-_LARGEST_BYTES = 64 * 2**30
+#: How many times its own size a compressed file may claim to hold: no gzip file can hold more.
+_LARGEST_RATIO = 1032
 
 
 class VolumeFile:
@@ -36,15 +39,17 @@ class VolumeFile:
         self.path, self.spacing_mm, self.order = path, spacing_mm, order
         image = load(path)
         canonical = nib.as_closest_canonical(image)
-        spacing = tuple(float(v) for v in canonical.header.get_zooms()[::-1])
+        # Of the affine, not of the header's pixdim, which some writers leave at 1.
+        spacing = tuple(float(v) for v in nib.affines.voxel_sizes(canonical.affine)[::-1])
         shape = tuple(int(v) for v in canonical.shape[::-1])
-        self.native_shape, self.native_spacing = shape, spacing
+        self.native_shape = shape
         if spacing_mm is not None:
             shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, spacing_mm, strict=True))
             spacing = tuple(float(v) for v in spacing_mm)
         self.shape, self.num_bands = shape, 1
         self.dtype = image.get_data_dtype()
-        self.geometry = Geometry(affine=tuple(tuple(float(v) for v in row) for row in image.affine), spacing=spacing)
+        affine = canonical.affine @ _onto(shape[::-1], self.native_shape[::-1])
+        self.geometry = Geometry(affine=tuple(tuple(float(v) for v in row) for row in affine), spacing=spacing)
         self._array: NDArray[Any] | None = None
 
     @property
@@ -58,7 +63,7 @@ class VolumeFile:
     def _unpack(self, path: Path) -> None:
         try:
             values = np.asanyarray(nib.as_closest_canonical(load(self.path)).dataobj).transpose(2, 1, 0)
-        except (OSError, EOFError, ValueError) as error:
+        except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
             raise ValueError(f"{self.path} is truncated or damaged ({error}); export or copy it again") from error
         np.save(path, resample(values, self.shape, self.order))
 
@@ -75,7 +80,8 @@ class VolumeSource(VolumeFile):
 
     def read(self, window: Window) -> NDArray[np.float32]:
         """The voxels of a window, `[1, *window]`; NaN where the file has NaN or infinity."""
-        values = self.read_raw(window)[None].astype(np.float32)
+        with np.errstate(over="ignore"):
+            values = self.read_raw(window)[None].astype(np.float32)
         values[~np.isfinite(values)] = np.nan
         return values
 
@@ -84,32 +90,46 @@ def load(path: Path) -> Any:
     """nibabel's image, checked before anything of its size is allocated."""
     try:
         image: Any = nib.load(path)
-    except (nib.filebasedimages.ImageFileError, OSError, EOFError) as error:
+    except (nib.filebasedimages.ImageFileError, HeaderDataError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole NIfTI file ({error}); export or copy it again") from error
     if image.ndim != 3 or 0 in image.shape:
         raise ValueError(
             f"{path} has shape {image.shape}; expected a volume of three dimensions: split series into one file a volume"
         )
-    expected = int(np.prod(image.shape)) * image.get_data_dtype().itemsize
-    if (path.suffix == ".gz" and expected > _LARGEST_BYTES) or (
-        path.suffix != ".gz" and expected > path.stat().st_size
-    ):
+    if image.get_data_dtype().kind not in "iuf":
+        raise ValueError(f"{path} holds {image.get_data_dtype()} voxels; expected whole or real numbers, one a voxel")
+    if not _turns(image.affine):
+        raise ValueError(f"{path} has an affine that places no voxels ({image.affine.tolist()}); mend its header")
+    expected = image.dataobj.offset + math.prod(image.shape) * image.get_data_dtype().itemsize
+    size = path.stat().st_size
+    if expected > size * (_LARGEST_RATIO if path.suffix.lower() == ".gz" else 1):
         raise ValueError(
-            f"{path} claims {expected / 1e9:.1f} GB of voxels and has {path.stat().st_size / 1e9:.3f} GB; it is truncated or damaged"
+            f"{path} claims {expected:,} bytes and has {size:,}; it is truncated or damaged: export or copy it again"
         )
     return image
+
+
+def _turns(affine: NDArray[np.float64]) -> bool:
+    """Whether each axis of the grid runs along one of the world's."""
+    return bool(np.isfinite(affine).all()) and not np.isnan(io_orientation(affine)).any()
+
+
+def _onto(shape: Sequence[int], native: Sequence[int]) -> NDArray[np.float64]:
+    """The affine that takes indices of a resampled grid to those of the native one, as `resample` lays them."""
+    scale = np.array(native) / np.array(shape)
+    affine = np.diag([*scale, 1.0])
+    affine[:3, 3] = 0.5 * scale - 0.5
+    return affine
 
 
 def resample(values: NDArray[Any], shape: Sequence[int], order: int) -> NDArray[Any]:
     """Resample `(D, H, W)` so that the first and last voxels' outer borders stay where they are (pixels are areas, not points)."""
     if tuple(shape) == values.shape:
         return np.ascontiguousarray(values)
-    scale = [n / m for n, m in zip(values.shape, shape, strict=True)]
-    coordinates = np.meshgrid(
-        *[(np.arange(m) + 0.5) * s - 0.5 for m, s in zip(shape, scale, strict=True)], indexing="ij", sparse=False
-    )
+    scale = [m / n for n, m in zip(values.shape, shape, strict=True)]
     source = values.astype(np.float32) if order else values
-    return ndimage.map_coordinates(source, np.stack(coordinates), order=order, mode="nearest")
+    resampled: NDArray[Any] = ndimage.zoom(source, np.array(scale), order=order, mode="nearest", grid_mode=True)  # type: ignore[call-overload]
+    return resampled
 
 
 def to_native(mask: NDArray[Any], like: VolumeFile) -> tuple[NDArray[Any], Any]:

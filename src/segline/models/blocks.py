@@ -38,51 +38,57 @@ def activation_layer(activation: str) -> nn.Module:
     return nn.ReLU(inplace=True) if activation == "relu" else nn.LeakyReLU(0.01, inplace=True)
 
 
-class ConvBlock(nn.Sequential):
-    """Twice: 3 x 3 (x 3) convolution with same padding, norm, activation; then dropout of whole channels.
+def conv_norm(spatial_dims: int, in_channels: int, out_channels: int, size: int, norm: str) -> list[nn.Module]:
+    """A convolution with same padding (odd sizes) and its norm; a bias only without a norm, which would undo it."""
+    conv = CONV[spatial_dims](in_channels, out_channels, size, padding=size // 2, bias=norm == "none")
+    return [conv, norm_layer(norm, spatial_dims, out_channels)]
 
-    `norm="none"` gives the convolutions a bias, which a norm makes needless.
-    """
+
+class ConvBlock(nn.Sequential):
+    """Twice: 3 x 3 (x 3) convolution with same padding, norm, activation; then dropout of whole channels."""
 
     def __init__(
         self, spatial_dims: int, in_channels: int, out_channels: int, norm: str, activation: str, dropout: float = 0.0
     ) -> None:
         layers: list[nn.Module] = []
         for channels in (in_channels, out_channels):
-            layers += [
-                CONV[spatial_dims](channels, out_channels, 3, padding=1, bias=norm == "none"),
-                norm_layer(norm, spatial_dims, out_channels),
-                activation_layer(activation),
-            ]
+            layers += [*conv_norm(spatial_dims, channels, out_channels, 3, norm), activation_layer(activation)]
         if dropout:
             layers.append(DROPOUT[spatial_dims](dropout))
         super().__init__(*layers)
 
 
 class Up(nn.Module):
-    """Double the size and change the channels: transposed 2 x 2 (x 2) convolution, or interpolation and a 1 x 1 (x 1) one."""
+    """Double the size: transposed 2 x 2 (x 2) convolution to `out_channels`, or interpolation, which leaves the channels.
+
+    What follows convolves anyway, so that an interpolation has no convolution of its own.
+    """
 
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, upsampling: str) -> None:
         super().__init__()
         if upsampling not in _UPSAMPLINGS:
             raise ValueError(f"upsampling is {upsampling!r}; expected one of {', '.join(_UPSAMPLINGS)}")
-        self.mode = {"transposed": None, "nearest": "nearest", "linear": LINEAR_MODE[spatial_dims]}[upsampling]
-        kind = CONV_TRANSPOSE if self.mode is None else CONV
-        size = 2 if self.mode is None else 1
-        self.conv = kind[spatial_dims](in_channels, out_channels, size, stride=size)
+        transposed = upsampling == "transposed"
+        self.out_channels = out_channels if transposed else in_channels
+        self.layer: nn.Module = (
+            CONV_TRANSPOSE[spatial_dims](in_channels, out_channels, 2, stride=2)
+            if transposed
+            else nn.Upsample(scale_factor=2, mode="nearest" if upsampling == "nearest" else LINEAR_MODE[spatial_dims])
+        )
 
     def forward(self, features: Tensor) -> Tensor:
         """`[B, in, *S]` -> `[B, out, *2S]`."""
-        if self.mode is None:
-            return self.conv(features)
-        # Fewer channels first: the 1 x 1 convolution and the interpolation commute, and this order is cheaper.
-        align = None if self.mode == "nearest" else False
-        return F.interpolate(self.conv(features), scale_factor=2, mode=self.mode, align_corners=align)
+        return self.layer(features)
 
 
 def pad_to_multiple(image: Tensor, stride: int) -> Tensor:
-    """Pad `[B, C, *S]` with zeros at the far ends to sizes that the stride divides."""
+    """Pad `[B, C, *S]` with zeros at the far ends to sizes that the stride divides, and to two strides along one axis at least.
+
+    A map of a single position has no spread, and so no norm.
+    """
     pads = [amount for size in reversed(image.shape[2:]) for amount in (0, -size % stride)]
+    if all(size <= stride for size in image.shape[2:]):
+        pads[1] += stride
     return F.pad(image, pads) if any(pads) else image
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,37 +54,35 @@ class SMP(nn.Module):
             )
         import segmentation_models_pytorch as smp  # 10 s on a cold disk, so only where it is asked for
 
-        known = sorted(smp.MODEL_ARCHITECTURES_MAPPING)
-        if architecture.lower() not in known:
-            close = difflib.get_close_matches(architecture.lower(), known)
+        known, name = smp.MODEL_ARCHITECTURES_MAPPING, architecture.lower()
+        if name not in known:
+            close = difflib.get_close_matches(name, known)
             hint = f" Did you mean {' or '.join(close)}?" if close else ""
             raise ValueError(
-                f"model.architecture is {architecture!r}; segmentation-models-pytorch has {', '.join(known)}.{hint}"
+                f"model.architecture is {architecture!r}; segmentation-models-pytorch has {', '.join(sorted(known))}.{hint}"
             )
-        arguments = {
-            "in_channels": in_channels,
-            "classes": num_classes,
-            **_ANY_SIZE.get(architecture.lower(), {}),
-            **(options or {}),
-        }
+        options = options or {}
+        taken = [key for key in inspect.signature(known[name]).parameters if key != "kwargs"]
+        # SMP passes what it does not know on to timm, and drops it where the encoder is not timm's.
+        if (unknown := sorted(set(options) - set(taken))) and not encoder_name.startswith("tu-"):
+            raise ValueError(f"model.options has {', '.join(unknown)}; {architecture} takes {', '.join(taken)}")
         try:
-            self.network = smp.create_model(architecture, encoder_name, encoder_weights=encoder_weights, **arguments)
-        except Exception as error:  # SMP, timm and the hub each raise their own kinds
-            if encoder_weights is None and not isinstance(
-                error, ValueError | KeyError | NotImplementedError | TypeError
-            ):
-                raise
-            what = (
-                f" with encoder_weights={encoder_weights}, which are fetched from a hub; set model.encoder_weights=null to start at random"
-                if encoder_weights
-                else ""
+            self.network = smp.create_model(
+                name,
+                encoder_name,
+                encoder_weights,
+                in_channels=in_channels,
+                classes=num_classes,
+                **{**_ANY_SIZE.get(name, {}), **options},
             )
+        except Exception as error:  # SMP, timm and the hub each raise their own kinds
+            what = f" with encoder_weights={encoder_weights} (null starts at random)" if encoder_weights else ""
             raise ValueError(
                 f"segmentation-models-pytorch does not build {architecture} on {encoder_name}{what}: {error}"
             ) from error
         # Architectures that dilate their encoder still ask for sizes that the undilated stride divides.
         self.stride = 32
-        self.least = _LEAST.get(architecture.lower(), self.stride)
+        self.least = _LEAST.get(name, self.stride)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of an image."""

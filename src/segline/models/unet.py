@@ -18,7 +18,7 @@ class UNet(nn.Module):
         norm: batch, instance or none.
         activation: relu or leaky_relu.
         dropout: Share of channels dropped after each block of the two coarsest levels.
-        upsampling: transposed, nearest or linear (both with a 1 x 1 convolution).
+        upsampling: transposed, nearest or linear.
 
     Shape:
         `[B, in_channels, *S]` -> `[B, num_classes, *S]`, any size: padded to a multiple of `stride` and cropped inside.
@@ -56,10 +56,9 @@ class UNet(nn.Module):
 
         levels = range(len(channels))
         self.down = nn.ModuleList(block(in_channels if level == 0 else channels[level - 1], level) for level in levels)
-        self.up = nn.ModuleList(
-            Up(spatial_dims, channels[level + 1], channels[level], upsampling) for level in levels[:-1]
-        )
-        self.merge = nn.ModuleList(block(2 * channels[level], level) for level in levels[:-1])
+        ups = [Up(spatial_dims, channels[level + 1], channels[level], upsampling) for level in levels[:-1]]
+        self.up = nn.ModuleList(ups)
+        self.merge = nn.ModuleList(block(channels[level] + up.out_channels, level) for level, up in enumerate(ups))
         self.head = CONV[spatial_dims](channels[0], num_classes, 1)
         initialize(self)
 

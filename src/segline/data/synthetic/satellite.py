@@ -5,7 +5,7 @@ reflectance x 10,000 in the bands red, green, blue and near infrared, EPSG:32633
 third scene). Masks are uint8 ids as in `CLASSES`, 255 where there is no data.
 
 What makes them hard: roofs, roads, ploughed fields and ripe crops share their spectra, shadows look like water, shallow
-water like mud, thin haze lies over some scenes, and light and atmosphere differ between scenes.
+water like mud, weeds in it like fields, thin haze lies over some scenes, and light and atmosphere differ between scenes.
 """
 
 from __future__ import annotations
@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 import rasterio
+from affine import Affine
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from segline.data.synthetic import spectra
 from segline.data.synthetic.publish import write_once
 from segline.data.synthetic.texture import Field, cells, curve_distance, fractal, scattered, turned
 from segline.data.synthetic.village import Village, halls, villages
@@ -29,31 +31,6 @@ CLASSES = {"vegetation": 0, "water": 1, "building": 2, "road": 3, "bare_soil": 4
 COLORS = {"vegetation": "#4e9a3b", "water": "#2f7fd0", "building": "#d1413a", "road": "#f2c43d", "bare_soil": "#b58a5e"}
 BANDS = ("red", "green", "blue", "near_infrared")
 NODATA, IGNORED, PIXEL_M = 0, 255, 2.0
-
-_CROPS = {  # reflectance of the bands, and the class
-    "lush": ((0.050, 0.095, 0.045, 0.46), "vegetation"),
-    "pasture": ((0.090, 0.125, 0.065, 0.36), "vegetation"),
-    "young": ((0.125, 0.135, 0.085, 0.27), "vegetation"),
-    "ripe": ((0.225, 0.205, 0.115, 0.31), "vegetation"),
-    "ploughed": ((0.180, 0.140, 0.100, 0.23), "bare_soil"),
-    "moist": ((0.115, 0.095, 0.070, 0.155), "bare_soil"),
-    "stubble": ((0.245, 0.205, 0.140, 0.30), "bare_soil"),
-}
-_CROP_SHARES = (0.18, 0.22, 0.14, 0.14, 0.14, 0.09, 0.09)
-_GRASS, _CROWN, _SAND = (0.085, 0.120, 0.062, 0.33), (0.032, 0.058, 0.030, 0.30), (0.30, 0.26, 0.19, 0.35)
-_DEEP, _MUDDY = (0.022, 0.042, 0.052, 0.014), (0.110, 0.115, 0.085, 0.050)
-_ASPHALT, _CONCRETE, _GRAVEL = (0.105, 0.105, 0.108, 0.13), (0.215, 0.21, 0.20, 0.235), (0.235, 0.205, 0.155, 0.27)
-_ROOFS = np.array(
-    [
-        (0.290, 0.155, 0.105, 0.300),
-        (0.230, 0.125, 0.090, 0.260),
-        (0.125, 0.125, 0.130, 0.155),
-        (0.200, 0.165, 0.135, 0.235),
-        (0.420, 0.420, 0.420, 0.440),
-        (0.170, 0.200, 0.260, 0.260),
-    ],
-    np.float32,
-)
 
 
 @dataclass
@@ -100,7 +77,7 @@ def _write_tif(path: Path, bands: NDArray[np.unsignedinteger], nodata: int, east
         "nodata": nodata,
     }
     tiles = {"tiled": True, "blockxsize": 128, "blockysize": 128, "compress": "deflate", "predictor": 2}
-    place = {"crs": "EPSG:32633", "transform": rasterio.transform.from_origin(east, north, PIXEL_M, PIXEL_M)}
+    place = {"crs": "EPSG:32633", "transform": Affine(PIXEL_M, 0, east, 0, -PIXEL_M, north)}
     with rasterio.open(path, "w", **profile, **tiles, **place) as raster:
         raster.write(bands)
         raster.descriptions = BANDS if count == len(BANDS) else ("class",)
@@ -113,7 +90,7 @@ def make_scene(rng: np.random.Generator, wedge: bool = False) -> tuple[NDArray[n
     scene = Scene(np.zeros((4, *shape), np.float32), np.zeros(shape, np.uint8), np.zeros(shape, np.float32))
     field_angle = rng.uniform(0, np.pi)
     _paint_fields(rng, scene, rows, columns, field_angle)
-    _paint_woods(rng, scene, rows, columns)
+    _paint_woods(rng, scene)
     _paint_water(rng, scene, rows, columns)
     places = villages(rng, shape, dry=scene.mask != CLASSES["water"])
     _paint_roads(rng, scene, rows, columns, places)
@@ -133,11 +110,11 @@ def _paint_fields(rng: np.random.Generator, scene: Scene, rows: Field, columns: 
     points = low + scattered(rng, high - low, step=rng.uniform(62, 85), jitter=0.28)
     index, _, border = cells(points, at)
     field, neighbour = index[..., 0], index[..., 1]
-    kinds = rng.choice(len(_CROPS), len(points), p=_CROP_SHARES)
-    spectra = np.array([color for color, _ in _CROPS.values()], np.float32)
-    labels = np.array([CLASSES[name] for _, name in _CROPS.values()], np.uint8)
+    kinds = rng.choice(len(spectra.CROPS), len(points), p=spectra.CROP_SHARES)
+    colors = np.array([color for color, _ in spectra.CROPS.values()], np.float32)
+    labels = np.array([CLASSES[name] for _, name in spectra.CROPS.values()], np.uint8)
     tint = rng.normal(1, 0.1, (len(points), 1)) * rng.normal(1, 0.05, (len(points), 4))
-    color = (spectra[kinds] * tint)[field].transpose(2, 0, 1)
+    color = (colors[kinds] * tint)[field].transpose(2, 0, 1)
     heading = np.where(rng.random(len(points)) < 0.5, 1.0, 0.0)[field]
     pitch = rng.uniform(3.2, 7, len(points))[field]
     drills = (
@@ -148,35 +125,32 @@ def _paint_fields(rng: np.random.Generator, scene: Scene, rows: Field, columns: 
     scene.image[:] = color * (1 + drills + patches)
     # Patchy crops: soil shines through without a change of class.
     thin = np.clip(fractal(rng, shape, 50) - 0.9, 0, 1) * 0.45
-    scene.image += (np.array(_CROPS["ploughed"][0], np.float32)[:, None, None] - scene.image) * thin
+    scene.image += (np.array(spectra.CROPS["ploughed"][0], np.float32)[:, None, None] - scene.image) * thin
     scene.mask[:] = labels[kinds][field]
     fate = (np.minimum(field, neighbour) * 7919 + np.maximum(field, neighbour) * 104729) % 100
     margin = fractal(rng, shape, 12, 0.6)
-    scene.paint(border < 1.2, _GRASS, "vegetation", 0.15 * margin)
-    scene.paint((border < 1.3) & (fate < 16), _GRAVEL, "road", 0.08 * margin)
-    _plant(rng, scene, (border < 3 + 1.2 * margin) & (fate >= 72), rows, columns, crown=5.0)
+    scene.paint(border < 1.2, spectra.GRASS, "vegetation", 0.15 * margin)
+    scene.paint((border < 1.3) & (fate < 16), spectra.GRAVEL, "road", 0.08 * margin)
+    _plant(rng, scene, (border < 3 + 1.2 * margin) & (fate >= 72), crown=5.0)
 
 
-def _plant(
-    rng: np.random.Generator, scene: Scene, where: NDArray[np.bool_], rows: Field, columns: Field, crown: float
-) -> None:
+def _plant(rng: np.random.Generator, scene: Scene, where: NDArray[np.bool_], crown: float) -> None:
     """Cover an area with tree crowns `crown` pixels wide: domes in the height field, each with its own green."""
     points = scattered(rng, scene.mask.shape, crown)
-    index, distance, _ = cells(points, np.stack([rows, columns], -1))
-    tree = index[..., 0]
+    index, distance, _ = cells(points, np.argwhere(where).astype(np.float32))
     dome = np.clip(1 - (distance / (0.75 * crown)) ** 2, 0, 1).astype(np.float32)
     green = rng.normal(1, 0.16, (len(points), 1)) * rng.normal(1, 0.07, (len(points), 4))
-    color = np.array(_CROWN, np.float32)[:, None, None] * green[tree].transpose(2, 0, 1) * (0.6 + 0.55 * dome)
-    scene.paint(where, color[:, where], "vegetation")
-    scene.height[where] = (3 + 3 * dome)[where]
+    color = np.array(spectra.CROWN, np.float32)[:, None] * green[index[:, 0]].T * (0.6 + 0.55 * dome)
+    scene.paint(where, color.astype(np.float32), "vegetation")
+    scene.height[where] = 3 + 3 * dome
 
 
-def _paint_woods(rng: np.random.Generator, scene: Scene, rows: Field, columns: Field) -> None:
+def _paint_woods(rng: np.random.Generator, scene: Scene) -> None:
     shape = scene.mask.shape
     density = fractal(rng, shape, 170, 0.85) + rng.uniform(-1.5, -0.9)
     meadow = density > -0.25
-    scene.paint(meadow, _GRASS, "vegetation", 0.13 * fractal(rng, shape, 25, 0.6))
-    _plant(rng, scene, density > 0, rows, columns, crown=rng.uniform(6, 8))
+    scene.paint(meadow, spectra.GRASS, "vegetation", 0.13 * fractal(rng, shape, 25, 0.6))
+    _plant(rng, scene, density > 0, crown=rng.uniform(6, 8))
 
 
 def _paint_water(rng: np.random.Generator, scene: Scene, rows: Field, columns: Field) -> None:
@@ -197,12 +171,16 @@ def _paint_water(rng: np.random.Generator, scene: Scene, rows: Field, columns: F
         away = np.hypot((rows - row) * rng.uniform(0.7, 1.4), columns - column)
         level = np.maximum(level, radius - away + shore)
     bank = (level > -rng.uniform(2, 5) - np.abs(shore) * 0.5) & (shore > -2)
-    scene.paint(bank & (level > -20), _SAND, "bare_soil", 0.10 * fractal(rng, shape, 8, 0.5))
+    scene.paint(bank & (level > -20), spectra.SAND, "bare_soil", 0.10 * fractal(rng, shape, 8, 0.5))
     water = level > 0
     depth = np.clip(level / rng.uniform(6, 16), 0, 1)[water]
     turbid = np.clip(0.35 + 0.35 * fractal(rng, shape, 120), 0.05, 0.9)[water] * rng.uniform(0.3, 1)
     mix = np.clip(turbid + (1 - depth) * 0.55, 0, 1)
-    color = np.outer(_DEEP, 1 - mix) + np.outer(_MUDDY, mix)
+    color = np.outer(spectra.DEEP, 1 - mix) + np.outer(spectra.MUDDY, mix)
+    # Weeds near the shore have the spectrum of a field, and glitter that of grey roofs.
+    weeds = np.clip(fractal(rng, shape, 45, 0.8) - 0.2, 0, 1)[water] * (1 - 0.8 * depth) * rng.uniform(0.2, 1)
+    glitter = 0.12 * np.clip(fractal(rng, shape, (30, 80), 0.7) - 0.7, 0, 1)[water] * rng.uniform(0, 1)
+    color = color + (np.array(spectra.WEEDS)[:, None] - color) * weeds + glitter
     ripple = 0.08 * fractal(rng, shape, (4, 14), 0.5)
     scene.paint(water, color.astype(np.float32), "water", ripple)
     scene.height[level > -1] = 0
@@ -217,10 +195,12 @@ def _paint_roads(rng: np.random.Generator, scene: Scene, rows: Field, columns: F
         main = np.abs(curve_distance(rng, along, across, rng.uniform(4, 16), rng.uniform(260, 420)))
         if place is places[-1] and len(places) > 1:  # the last one lies at the end of its road
             main = np.where(along < place.radius, main, np.inf)
-        scene.paint((main < place.road_width + 1.2) & (scene.mask != CLASSES["water"]), _GRASS, "vegetation", wear)
+        scene.paint(
+            (main < place.road_width + 1.2) & (scene.mask != CLASSES["water"]), spectra.GRASS, "vegetation", wear
+        )
         for where, spectrum in (
-            (street, _CONCRETE if rng.random() < 0.4 else _ASPHALT),
-            (main < place.road_width, _ASPHALT),
+            (street, spectra.CONCRETE if rng.random() < 0.4 else spectra.ASPHALT),
+            (main < place.road_width, spectra.ASPHALT),
         ):
             scene.paint(where, tuple(rng.normal(1, 0.12) * np.array(spectrum)), "road", wear)
             scene.height[where] = 0
@@ -248,12 +228,14 @@ def _paint_buildings(rng: np.random.Generator, scene: Scene, places: list[Villag
             yard = (np.abs(u) < lot.length / 2 + 6) & (np.abs(v) < lot.depth / 2 + 9) & free[window]
             view.paint(
                 yard,
-                tuple(np.array(_GRAVEL) * rng.normal(0.95, 0.1)),
+                tuple(np.array(spectra.GRAVEL) * rng.normal(0.95, 0.1)),
                 "bare_soil",
                 0.1 * fractal(rng, yard.shape, 6, 0.5),
             )
             view.height[yard] = 0
-        roof = _ROOFS[rng.choice(len(_ROOFS), p=(0.05, 0.05, 0.15, 0.1, 0.4, 0.25) if lot.flat else lot.roofs)]
+        roof = spectra.ROOFS[
+            rng.choice(len(spectra.ROOFS), p=(0.05, 0.05, 0.15, 0.1, 0.4, 0.25) if lot.flat else lot.roofs)
+        ]
         rows_of_tiles = 0.04 * np.sin(v * 2.1) + rng.normal(0, 0.05, u.shape)
         view.paint(
             walls,
@@ -278,7 +260,7 @@ def _paint_street_trees(rng: np.random.Generator, scene: Scene, places: list[Vil
             away = np.hypot(offset_row + top - row, offset_column + left - column) / reach
             crown = (away < 1) & ~np.isin(scene.mask[window], [CLASSES["building"], CLASSES["water"]])
             view = Scene(scene.image[:, *window], scene.mask[window], scene.height[window])
-            view.paint(crown, tuple(np.array(_CROWN) * rng.normal(1.1, 0.15)), "vegetation", 0.3 * (0.5 - away))
+            view.paint(crown, tuple(np.array(spectra.CROWN) * rng.normal(1.1, 0.15)), "vegetation", 0.3 * (0.5 - away))
             view.height[crown] = (2 + 2.5 * (1 - away**2))[crown]
 
 

@@ -1,0 +1,252 @@
+import sys
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import rasterio
+import torch
+from affine import Affine
+from PIL import Image
+
+from segline import checkpoints
+from segline.card import Card
+from segline.inference.predict import build_network, predict_files
+from segline.io.normalize import Normalize
+from segline.io.open import open_image
+from segline.io.source import whole
+from segline.models.unet import UNet
+
+RNG = np.random.default_rng(0)
+UNET = {"_target_": "segline.models.unet.UNet", "channels": [4, 6], "norm": "none"}
+PLACE = Affine(1.9, 0.4, 733000.0, 0.4, -1.9, 3725000.0)
+
+
+def make_card(num_bands: int, dims: int = 2, classes: int = 3, **fields: Any) -> Card:
+    plain: dict[str, Any] = {
+        "network": {**UNET, "in_channels": num_bands, "num_classes": classes, "spatial_dims": dims},
+        "labels": {"classes": {f"class_{k}": k for k in range(classes)}},
+        "normalize": {"scope": "dataset", "mean": [100.0] * num_bands, "std": [50.0] * num_bands},
+        "bands": None,
+        "spacing_mm": None,
+        "window": [48] * dims if dims == 2 else [24] * dims,
+        "margin": [12] * dims if dims == 2 else [10] * dims,
+        "trained_on": "tiny",
+    }
+    return Card(**{**plain, **fields})
+
+
+def make_network(card: Card) -> UNet:
+    """A network whose decision changes over an image."""
+    torch.manual_seed(0)
+    network = UNet(**{key: value for key, value in card.network.items() if key != "_target_"}).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    with torch.no_grad():  # each class wins somewhere
+        noise = torch.randn(1, card.network["in_channels"], *[24] * card.network["spatial_dims"])
+        logits = network(noise).transpose(0, 1).flatten(1)
+        network.head.weight /= logits.std(1).reshape(-1, *[1] * (network.head.weight.ndim - 1))
+        network.head.bias.copy_((network.head.bias - logits.mean(1)) / logits.std(1))
+    return network
+
+
+def save(path: Path, card: Card, network: torch.nn.Module) -> str:
+    weights = {f"network.{name}": w for name, w in network.state_dict().items()}
+    checkpoints.write({"card": card.to_dict(), "state_dict": weights}, path)
+    return str(path)
+
+
+def decide(card: Card, network: UNet, path: Path) -> np.ndarray:
+    """The decision on the whole image at once, padded as far as the tiles reach."""
+    source = open_image([path], bands=card.bands)
+    image = Normalize(**card.normalize)(source.read(whole(source.shape)))
+    reach = []
+    for size, window, margin in zip(source.shape, card.window, card.margin, strict=True):
+        while window < size:
+            window += card.window[0] - 2 * margin
+        reach.append((0, window - size))
+    with torch.inference_mode():
+        logits = network(torch.from_numpy(np.pad(image, [(0, 0), *reach]))[None])[0]
+    inside = logits.numpy()[(slice(None), *whole(source.shape))]
+    assert min(np.bincount(inside.argmax(0).ravel(), minlength=len(inside))) > 20
+    return inside.argmax(0)
+
+
+def share(got: np.ndarray, expected: np.ndarray) -> float:
+    """Of pixels that are the same; rounding may turn one that hangs between two classes."""
+    assert got.shape == expected.shape
+    return float((got == expected).mean())
+
+
+def test_pictures_become_palette_pngs_under_their_own_names(tmp_path: Path) -> None:
+    card = make_card(3)
+    network = make_network(card)
+    (tmp_path / "in").mkdir()
+    for name in ("one.png", "two.jpg"):
+        smooth = Image.fromarray(RNG.integers(0, 256, (8, 9, 3)).astype(np.uint8)).resize((110, 61))
+        smooth.save(tmp_path / "in" / name)
+    (tmp_path / "in" / "notes.txt").write_text("not an image")
+    written = predict_files(save(tmp_path / "best.ckpt", card, network), str(tmp_path / "in"), str(tmp_path / "out"))
+    assert written == [tmp_path / "out" / "one.png", tmp_path / "out" / "two.png"]
+    assert sorted((tmp_path / "out").iterdir()) == written
+    for name, path in zip(("one.png", "two.jpg"), written, strict=True):
+        with Image.open(path) as picture:
+            assert picture.mode == "P"
+            assert share(np.asarray(picture), decide(card, network, tmp_path / "in" / name)) > 0.999
+
+
+def test_a_geotiff_keeps_its_place_its_chosen_bands_and_its_holes(tmp_path: Path) -> None:
+    card = make_card(2, bands=[3, 1])
+    network = make_network(card)
+    bands = np.kron(RNG.integers(0, 255, (3, 8, 10)), np.ones((1, 8, 8))).astype(np.float32)
+    bands[:, 20:30, 5:25] = -9999
+    bands[0, 40:, 40:] = -9999  # of one band only: the other still tells something
+    path = tmp_path / "scene.v2.tif"
+    profile = {"driver": "GTiff", "count": 3, "dtype": "float32", "crs": "EPSG:32616", "transform": PLACE}
+    with rasterio.open(path, "w", height=64, width=80, nodata=-9999, **profile) as file:
+        file.write(bands)
+    (written,) = predict_files(save(tmp_path / "best.ckpt", card, network), str(path), str(tmp_path / "out"))
+    assert written == tmp_path / "out" / "scene.v2.tif"
+    expected = decide(card, network, path)
+    expected[20:30, 5:25] = 255
+    with rasterio.open(written) as file:
+        assert (file.crs.to_epsg(), file.count, file.nodata) == (32616, 1, 255)
+        assert file.transform.almost_equals(PLACE)
+        assert share(file.read(1), expected) > 0.999
+
+
+def test_a_nifti_keeps_its_affine_and_axes(tmp_path: Path) -> None:
+    card = make_card(1, dims=3, normalize={"scope": "case"})
+    network = make_network(card)
+    affine = np.array([[0, -2, 0, 7], [-1, 0, 0, 5], [0, 0, 3, -4], [0, 0, 0, 1.0]])
+    voxels = np.kron(RNG.integers(0, 2000, (4, 5, 4)), np.ones((8, 8, 8))).astype(np.int16)
+    nib.save(nib.Nifti1Image(voxels, affine), tmp_path / "a.nii.gz")
+    run = tmp_path / "run"
+    save(run / checkpoints.BEST, card, network)
+    (written,) = predict_files(str(run), str(tmp_path / "*.nii.gz"), str(tmp_path / "out"))
+    assert written == tmp_path / "out" / "a.nii.gz"
+    mask = nib.load(written)
+    assert np.array_equal(mask.affine, affine)
+    values = voxels.astype(np.float32)
+    whole_card = make_card(
+        1, dims=3, normalize={"scope": "dataset", "mean": [float(values.mean())], "std": [float(values.std())]}
+    )
+    expected = decide(whole_card, network, tmp_path / "a.nii.gz")
+    assert share(nib.as_closest_canonical(mask).get_fdata().transpose(2, 1, 0), expected) > 0.999
+
+
+def pictures(folder: Path, *names: str, bands: int = 3) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB" if bands == 3 else "L", (9, 8)).save(folder / name)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    card = make_card(3)
+    return save(tmp_path / "best.ckpt", card, make_network(card))
+
+
+def test_files_of_equal_names_in_several_folders_are_kept_apart(tmp_path: Path, checkpoint: str) -> None:
+    pictures(tmp_path / "set", "Tile 1/images/part.png", "Tile 2/images/part.png")
+    written = predict_files(checkpoint, str(tmp_path / "set" / "*" / "images" / "*.png"), str(tmp_path / "out"))
+    assert written == [tmp_path / "out" / f"Tile {k}" / "images" / "part.png" for k in (1, 2)]
+    assert all(path.is_file() for path in written)
+
+
+def test_files_whose_masks_would_have_one_name_are_refused(tmp_path: Path, checkpoint: str) -> None:
+    pictures(tmp_path / "in", "a.png", "a.jpg")
+    with pytest.raises(ValueError, match=r"a\.jpg and .*a\.png would both be .*a\.png"):
+        predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("output", ["in", "in/../in", "link"])
+def test_the_folder_of_the_input_is_refused_as_output(tmp_path: Path, checkpoint: str, output: str) -> None:
+    pictures(tmp_path / "in", "a.png")
+    (tmp_path / "link").symlink_to(tmp_path / "in")
+    before = (tmp_path / "in" / "a.png").read_bytes()
+    with pytest.raises(ValueError, match=r"folder of the input.*overwritten"):
+        predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / output))
+    assert (tmp_path / "in" / "a.png").read_bytes() == before
+
+
+def test_all_faults_are_said_before_anything_is_predicted(tmp_path: Path, checkpoint: str) -> None:
+    pictures(tmp_path / "in", "a.png")
+    pictures(tmp_path / "in", "grey.png", bands=1)
+    (tmp_path / "in" / "broken.png").write_bytes((tmp_path / "in" / "a.png").read_bytes()[:45])
+    nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), tmp_path / "in" / "volume.nii")
+    with pytest.raises(ValueError, match="3 of 4 files cannot be predicted") as raised:
+        predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"))
+    text = str(raised.value)
+    assert "grey.png has 1 bands, but the network was trained on 3 (tiny)" in text
+    assert "broken.png is not a whole PNG" in text
+    assert "volume.nii has 3 dimensions, but the network was trained on 2 (tiny)" in text
+    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+
+
+def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path: Path, checkpoint: str) -> None:
+    pictures(tmp_path / "in", "a.png")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"output.*file.*another folder"):
+        predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [("nowhere", "no such file or folder"), ("*.tif", "no such file"), (".", "none of its files ends in .png")],
+)
+def test_an_input_without_images_is_refused(tmp_path: Path, checkpoint: str, pattern: str, message: str) -> None:
+    with pytest.raises(ValueError, match=rf"input=.*: {message}"):
+        predict_files(checkpoint, str(tmp_path / pattern), str(tmp_path / "out"))
+
+
+# What a checkpoint of a stranger may name
+
+
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [
+        ({"_target_": "os.system", "command": "true"}, r"os\.system.*trust=\[os\]"),
+        ({"_target_": "torch.nn.Linear"}, r"trust=\[torch\]"),
+        ({"_target_": "segline.modelsevil.Net"}, "not segline's own"),
+        ({"_target_": "segline.run.train"}, "not segline's own"),
+        ({"_target_": "eval"}, "not segline's own"),
+        ({"_target_": "segline.models.unet.CONV"}, "not a torch.nn.Module"),
+        ({"_target_": "segline.models.unet.check_spatial_dims"}, "not a torch.nn.Module"),
+        ({"_target_": "segline.models.unet.Nothing"}, "not a torch.nn.Module"),
+        ({"_target_": "segline.models.nothing.Net"}, "cannot be imported"),
+        ({**UNET, "norm": {"_target_": "os.system"}}, r"arguments that name code \(norm\)"),
+        ({**UNET, "channels": [{"a": {"_target_": "os.system"}}]}, r"arguments that name code \(channels\)"),
+        ({**UNET, "in_channels": 1, "num_classes": 2, "width": 3}, "do not fit .*UNet.*width"),
+    ],
+)
+def test_a_network_that_is_not_ours_is_not_built(network: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_network(make_card(1, network=network))
+
+
+def test_a_package_that_is_trusted_may_bring_its_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_networks.py").write_text(
+        "import torch\nclass Mine(torch.nn.Conv2d):\n"
+        "    def __init__(self, in_channels, num_classes):\n        super().__init__(in_channels, num_classes, 1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    card = make_card(1, network={"_target_": "my_networks.Mine", "in_channels": 1, "num_classes": 3})
+    with pytest.raises(ValueError, match=r"trust=\[my_networks\]"):
+        build_network(card)
+    assert "my_networks" not in sys.modules  # not even imported
+    assert type(build_network(card, trust=["my_networks"])).__name__ == "Mine"
+
+
+def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
+    pictures(tmp_path / "in", "a.png")
+    path = save(tmp_path / "best.ckpt", make_card(3, classes=4), make_network(make_card(3)))
+    with pytest.raises(ValueError, match="weights do not fit the network of its card"):
+        predict_files(path, str(tmp_path / "in"), str(tmp_path / "out"))
+
+
+def test_the_network_is_built_from_the_card_alone() -> None:
+    card = make_card(2, dims=3)
+    ours, theirs = build_network(card).state_dict(), make_network(card).state_dict()
+    assert {name: w.shape for name, w in ours.items()} == {name: w.shape for name, w in theirs.items()}

@@ -1,0 +1,93 @@
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from segline.inference.tiled import predict_tiles
+from segline.io.normalize import Normalize, measure
+from segline.io.source import Geometry
+
+RNG = np.random.default_rng(0)
+NORMALIZE = Normalize("dataset", [3.0, -1.0], [2.0, 0.5])
+
+
+class Grid:
+    """An array as a source."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values, self.shape, self.num_bands = values.astype(np.float32), values.shape[1:], len(values)
+        self.path, self.dtype, self.geometry = None, np.dtype(np.float32), Geometry()
+
+    def read(self, window: tuple[slice, ...]) -> np.ndarray:
+        assert all(0 <= w.start <= w.stop <= size for w, size in zip(window, self.shape, strict=True))
+        return self.values[(slice(None), *window)].copy()
+
+
+def assemble(network: object, source: Grid, **how: object) -> np.ndarray:
+    logits = np.full((2, *source.shape), np.nan, np.float32)
+    for core, part in predict_tiles(network, source, **{"normalize": NORMALIZE, "statistics": None, **how}):
+        assert np.isnan(logits[(slice(None), *core)]).all()
+        logits[(slice(None), *core)] = part
+    return logits
+
+
+def pointwise(images: np.ndarray) -> np.ndarray:
+    return np.stack([images[:, 0] * 2 - images[:, 1], np.tanh(images[:, 0])], 1)
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.tuples(st.integers(1, 30), st.integers(3, 12), st.integers(0, 1)), min_size=2, max_size=3),
+    st.integers(1, 5),
+)
+def test_a_pointwise_network_gives_what_it_gives_on_the_whole(
+    axes: list[tuple[int, int, int]], batch_size: int
+) -> None:
+    shape, window, margin = zip(*axes, strict=True)
+    source, calls = Grid(RNG.normal(size=(2, *shape))), []
+
+    def network(images: np.ndarray) -> np.ndarray:
+        calls.append(images.shape)
+        return pointwise(images)
+
+    logits = assemble(network, source, window=window, margin=margin, batch_size=batch_size)
+    np.testing.assert_allclose(logits, pointwise(NORMALIZE(source.values)[None])[0], atol=1e-6)
+    assert {call[1:] for call in calls} == {(2, *window)}
+    assert [call[0] for call in calls[:-1]] == [batch_size] * (len(calls) - 1)
+
+
+@pytest.mark.parametrize(("margin", "equal"), [(3, True), (2, False)])
+def test_a_margin_of_half_the_field_makes_tiles_equal_to_the_whole(margin: int, equal: bool) -> None:
+    kernels = RNG.normal(size=(2, 2, 7, 7))
+
+    def network(images: np.ndarray) -> np.ndarray:
+        return np.stack(
+            [
+                [
+                    sum(ndimage.correlate(band, k, mode="constant") for band, k in zip(image, kernel, strict=True))
+                    for kernel in kernels
+                ]
+                for image in images
+            ]
+        ).astype(np.float32)
+
+    source = Grid(RNG.normal(size=(2, 37, 50)))
+    source.values[:, 5:9, 11:13] = np.nan
+    logits = assemble(network, source, window=[16, 14], margin=[margin, margin])
+    expected = network(NORMALIZE(source.values.copy())[None])[0]
+    assert np.allclose(logits, expected, atol=1e-4) is equal
+
+
+def test_a_case_is_normalised_by_its_own_statistics() -> None:
+    source = Grid(RNG.normal(1000, 50, (2, 20, 20)))
+    logits = assemble(
+        lambda images: images,
+        source,
+        normalize=Normalize("case"),
+        statistics=measure(source),
+        window=[8, 8],
+        margin=[1, 1],
+    )
+    np.testing.assert_allclose(logits.mean((1, 2)), 0, atol=1e-4)
+    np.testing.assert_allclose(logits.std((1, 2)), 1, atol=1e-4)

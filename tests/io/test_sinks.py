@@ -1,0 +1,214 @@
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from PIL import Image
+from rasterio.enums import ColorInterp
+
+from segline.io.open import BandsSource, open_image, open_mask, open_sink
+from segline.io.source import Source, whole
+from segline.labels import Labels
+
+RNG = np.random.default_rng(0)
+LABELS = Labels({"soil": 0, "weed": 1, "crop": 2}, colors={"soil": "#010203", "weed": "#ff0000", "crop": "#00ff80"})
+OVERLAPPING = Labels({"whole": [1, 2], "a/part": [1]}, scheme="overlapping", colors={"a/part": "#00ff80"})
+ONE = Labels({"water": 1}, scheme="overlapping", colors={"water": "#0000ff"})
+PLACE = Affine(1.9, 0.4, 733000.0, 0.4, -1.9, 3725000.0)
+
+
+def make(folder: Path, name: str, shape: tuple[int, ...] = (20, 30)) -> Source:
+    """An image of the format that its name says."""
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    if name.endswith((".png", ".jpg")):
+        Image.fromarray(RNG.integers(0, 256, (*shape, 3)).astype(np.uint8)).save(path)
+    elif name == "plain.tif":
+        Image.fromarray(RNG.integers(0, 65535, shape).astype(np.uint16)).save(path)
+    elif name.endswith(".tif"):
+        profile = {"driver": "GTiff", "count": 2, "dtype": "float32", "crs": "EPSG:32616", "transform": PLACE}
+        with rasterio.open(path, "w", height=shape[0], width=shape[1], nodata=np.nan, **profile) as file:
+            file.write(RNG.random((2, *shape)).astype(np.float32))
+    else:
+        affine = np.array([[0, -2, 0, 7], [-1, 0, 0.1, 5], [0, 0, 3, -4], [0, 0, 0, 1.0]])
+        image = nib.Nifti1Image(RNG.random((4, 5, 6)).astype(np.float32), affine)
+        image.header["cal_max"] = 1000
+        image.header.set_xyzt_units("mm", "sec")
+        image.set_qform(affine, code="scanner")
+        nib.save(image, path)
+    return open_image([path])
+
+
+def halves(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
+    middle = shape[0] // 2
+    return [(slice(0, middle), *whole(shape[1:])), (slice(middle, shape[0]), *whole(shape[1:]))]
+
+
+def write(path: Path, like: Source, labels: Labels, mask: np.ndarray) -> None:
+    with open_sink(path, like, labels) as sink:
+        for window in halves(like.shape):
+            sink.write(window, mask[(..., *window)].astype(np.uint8))
+        assert not path.exists()
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+
+
+@pytest.mark.parametrize("name", ["a.png", "photo.jpg", "a.tif", "plain.tif", "a.nii", "a.nii.gz"])
+def test_a_mask_that_was_written_is_read_back_on_its_image(tmp_path: Path, name: str) -> None:
+    image = make(tmp_path / "in", name)
+    mask = RNG.integers(0, 3, image.shape)
+    write(tmp_path / "out" / name, image, LABELS, mask)
+    (written,) = (tmp_path / "out").iterdir()
+    assert written.name == name.replace(".jpg", ".png")
+    back = open_mask([written], LABELS, like=image)
+    assert np.array_equal(back.read(whole(back.shape)), mask)
+    assert back.geometry == image.geometry
+
+
+def test_a_picture_shows_its_classes_in_their_colors(tmp_path: Path) -> None:
+    image = make(tmp_path, "a.png")
+    mask = RNG.integers(0, 3, image.shape)
+    write(tmp_path / "out" / "a.png", image, LABELS, mask)
+    with Image.open(tmp_path / "out" / "a.png") as picture:
+        assert picture.mode == "P"
+        assert np.array_equal(np.asarray(picture), mask)
+        assert np.array_equal(np.asarray(picture.convert("RGB")), LABELS.palette[mask])
+
+
+@pytest.mark.parametrize("shape", [(20, 30), (300, 260)])
+def test_a_raster_has_crs_transform_colors_and_names(tmp_path: Path, shape: tuple[int, int]) -> None:
+    image = make(tmp_path, "a.tif", shape)
+    mask = RNG.integers(0, 3, shape)
+    write(tmp_path / "out" / "a.tif", image, LABELS, mask)
+    with rasterio.open(tmp_path / "out" / "a.tif") as file:
+        assert np.array_equal(file.read(), mask[None])
+        assert (file.crs.to_epsg(), file.dtypes, file.nodata) == (32616, ("uint8",), 255)
+        assert file.transform.almost_equals(PLACE)
+        assert file.colorinterp == (ColorInterp.palette,)
+        assert [file.colormap(1)[k][:3] for k in range(3)] == [tuple(color) for color in LABELS.palette.tolist()]
+        assert file.tags()["CLASSES"] == "soil,weed,crop"
+        assert file.profile["tiled"] == (min(shape) >= 256)
+
+
+def test_the_mask_of_stacked_bands_is_a_raster_like_the_first(tmp_path: Path) -> None:
+    stacked = BandsSource([make(tmp_path, "B1.tif"), make(tmp_path, "B2.tif")], [1, 4])
+    write(tmp_path / "out" / "a.tif", stacked, LABELS, np.ones(stacked.shape))
+    with rasterio.open(tmp_path / "out" / "a.tif") as file:
+        assert file.crs.to_epsg() == 32616
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_a_volume_has_the_affine_axes_and_codes_of_its_image(tmp_path: Path, name: str) -> None:
+    image = make(tmp_path, name)
+    mask = RNG.integers(0, 3, image.shape)
+    write(tmp_path / "out" / name, image, LABELS, mask)
+    ours, theirs = nib.load(tmp_path / "out" / name), nib.load(image.path)
+    assert ours.get_data_dtype() == np.uint8
+    assert ours.shape == theirs.shape
+    assert np.array_equal(ours.affine, theirs.affine)
+    assert ours.header.get_zooms() == theirs.header.get_zooms()
+    assert [int(ours.header[code]) for code in ("sform_code", "qform_code")] == [
+        int(theirs.header[code]) for code in ("sform_code", "qform_code")
+    ]
+    assert ours.header.get_xyzt_units() == ("mm", "sec")
+    assert (ours.header["cal_max"], ours.header["cal_min"]) == (0, 0)
+    canonical = nib.as_closest_canonical(ours).get_fdata().transpose(2, 1, 0)
+    assert np.array_equal(canonical, mask)
+
+
+def test_a_mask_of_a_resampled_volume_is_on_the_files_own_grid(tmp_path: Path) -> None:
+    path = make(tmp_path, "a.nii").path
+    image = open_image([path], spacing_mm=[1.0, 1.0, 1.0])
+    write(tmp_path / "out" / "a.nii", image, LABELS, np.full(image.shape, 2))
+    ours = nib.load(tmp_path / "out" / "a.nii")
+    assert ours.shape == (4, 5, 6)
+    assert (ours.get_fdata() == 2).all()
+
+
+@pytest.mark.parametrize("labels", [OVERLAPPING, ONE], ids=["several", "one"])
+def test_overlapping_classes_are_kept_apart_in_every_format(tmp_path: Path, labels: Labels) -> None:
+    k, out = labels.num_classes, tmp_path / "out"
+    masks = {name: RNG.integers(0, 2, (k, *make(tmp_path, name).shape)) for name in ("a.png", "a.tif", "a.nii.gz")}
+    for name, mask in masks.items():
+        write(out / name, open_image([tmp_path / name]), labels, mask)
+    with rasterio.open(out / "a.tif") as file:
+        assert np.array_equal(file.read(), masks["a.tif"])
+        assert file.tags()["CLASSES"] == ",".join(labels.names)
+    volume = nib.as_closest_canonical(nib.load(out / "a.nii.gz")).get_fdata()
+    volume = volume.reshape(*volume.shape[:3], k)  # one class is a volume as any other
+    assert np.array_equal(volume.transpose(3, 2, 1, 0), masks["a.nii.gz"])
+    names = ["a.png"] if k == 1 else ["a_whole.png", "a_a-part.png"]
+    assert files(out) == sorted({"a.png", "a.tif", "a.nii.gz", *names})
+    for name, mask, color in zip(names, masks["a.png"], labels.palette, strict=True):
+        with Image.open(out / name) as picture:
+            assert np.array_equal(np.asarray(picture), mask)
+            assert np.array_equal(np.asarray(picture.convert("RGB")), mask[..., None] * color)
+
+
+def test_one_picture_shows_all_overlapping_classes_the_last_on_top(tmp_path: Path) -> None:
+    image = make(tmp_path, "a.png")
+    mask = RNG.integers(0, 2, (2, *image.shape))
+    write(tmp_path / "out" / "a.png", image, OVERLAPPING, mask)
+    with Image.open(tmp_path / "out" / "a.png") as picture:
+        assert np.array_equal(np.asarray(picture), np.where(mask[1], 2, mask[0]))
+        colors = np.concatenate([[[0, 0, 0]], OVERLAPPING.palette])
+        assert np.array_equal(np.asarray(picture.convert("RGB")), colors[np.asarray(picture)])
+
+
+def test_pixels_without_a_decision_are_a_rasters_no_data(tmp_path: Path) -> None:
+    image = make(tmp_path, "a.tif")
+    for number, labels in enumerate((LABELS, OVERLAPPING)):
+        mask = np.full((labels.num_classes, *image.shape) if number else image.shape, 255)
+        write(tmp_path / "out" / "a.tif", image, labels, mask)
+        with rasterio.open(tmp_path / "out" / "a.tif") as file:
+            assert file.read(masked=True).mask.all()
+        (tmp_path / "out" / "a.tif").unlink()
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("labels", [LABELS, OVERLAPPING], ids=["exclusive", "overlapping"])
+@pytest.mark.parametrize("before", [False, True], ids=["nothing", "an old mask"])
+def test_an_error_leaves_things_as_they_were(tmp_path: Path, name: str, labels: Labels, before: bool) -> None:
+    image, path = make(tmp_path, name), tmp_path / "out" / name
+    if before:
+        path.parent.mkdir()
+        path.write_text("old")
+    first, _ = halves(image.shape)
+    shape = [w.stop - w.start for w in first]
+    sink = open_sink(path, image, labels)
+    sink.write(first, np.ones(shape if labels.exclusive else [labels.num_classes, *shape], np.uint8))
+    with pytest.raises(KeyboardInterrupt), sink:
+        raise KeyboardInterrupt
+    assert files(path.parent) == ([name] if before else [])
+    assert not before or path.read_text() == "old"
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.nii"])
+def test_others_may_read_what_was_written(tmp_path: Path, name: str) -> None:
+    image = make(tmp_path, name)
+    write(tmp_path / "out" / name, image, LABELS, np.zeros(image.shape))
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "out" / name).stat().st_mode) == 0o666 & ~umask
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_the_work(tmp_path: Path) -> None:
+    image = make(tmp_path, "a.nii")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        open_sink(tmp_path / "file" / "a.nii", image, LABELS)
+
+
+def test_names_with_dots_and_capitals_are_kept(tmp_path: Path) -> None:
+    names: list[Any] = ["scene.v1.2.tif", "sub-01.T1w.nii.gz", "a.b.png"]
+    for name in names:
+        image = make(tmp_path, name)
+        write(tmp_path / "out" / name, image, LABELS, np.zeros(image.shape))
+    assert files(tmp_path / "out") == sorted(names)

@@ -1,0 +1,117 @@
+"""What every file of conf/model promises; a new one is tested without a line here."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from segline.config import CONF_DIR, build
+
+NUM_CLASSES = 3
+#: Networks without a width to shrink are full-sized, or need a slow import.
+FILES = [
+    pytest.param(file, id=file.stem, marks=[] if "channels" in OmegaConf.load(file) else pytest.mark.slow)
+    for file in sorted((CONF_DIR / "model").glob("*.yaml"))
+]
+every_model = pytest.mark.parametrize("file", FILES)
+SIZES = {2: [(16, 16), (17, 31), (48, 33)], 3: [(16, 16, 16), (5, 32, 18)]}  # 3D: thick slices, too
+
+
+def make(file: Path, spatial_dims: int = 2, in_channels: int = 3, seed: int = 0, **arguments: Any) -> nn.Module:
+    """The network of a YAML file, as narrow as it can be; the test is skipped where it refuses volumes."""
+    classes = {f"c{k}": k for k in range(NUM_CLASSES)}
+    data = {"in_channels": in_channels, "spatial_dims": spatial_dims, "labels": {"classes": classes}}
+    config = OmegaConf.create({"data": data, "model": OmegaConf.load(file)})
+    if "channels" in config.model:
+        config.model.channels = [4, 6, 8, 10]
+    config.model.update(arguments)
+    torch.manual_seed(seed)
+    try:
+        network = build(config.model)
+    except Exception as refusal:
+        if spatial_dims == 3 and "volumes" in str(refusal):
+            pytest.skip("takes images only, and says so")
+        raise
+    assert isinstance(network, nn.Module)
+    return network
+
+
+def images(size: tuple[int, ...], in_channels: int = 3, batch: int = 2) -> Tensor:
+    return torch.randn(batch, in_channels, *size, generator=torch.Generator().manual_seed(1))
+
+
+@every_model
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_logits_have_the_size_of_the_image_and_depend_on_no_other(file: Path, spatial_dims: int) -> None:
+    network = make(file, spatial_dims).eval()
+    for size in SIZES[spatial_dims]:
+        image = images(size)
+        with torch.inference_mode():
+            logits, alone = network(image), network(image[:1])
+        assert logits.shape == (2, NUM_CLASSES, *size)
+        assert torch.isfinite(logits).all()
+        assert logits.flatten(2).std(-1).min() > 0
+        torch.testing.assert_close(alone, logits[:1], rtol=1e-3, atol=1e-4)
+
+
+@every_model
+@pytest.mark.parametrize("in_channels", [1, 2, 4, 13])
+def test_images_have_any_number_of_bands(file: Path, in_channels: int) -> None:
+    network = make(file, in_channels=in_channels).eval()
+    image = images((32, 32), in_channels).requires_grad_()
+    network(image).square().sum().backward()
+    assert image.grad is not None
+    assert image.grad.flatten(2).abs().amax(-1).min() > 0  # no band is passed over
+
+
+@every_model
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_gradients_reach_every_weight(file: Path, spatial_dims: int) -> None:
+    network = make(file, spatial_dims).train()
+    image = images((32, 32) if spatial_dims == 2 else (8, 16, 16))
+    # Two normal draws an output: no symmetry of the loss hides a weight.
+    network(image).mul(torch.randn(2, NUM_CLASSES, *image.shape[2:])).sum().backward()
+    unreached = [
+        name for name, p in network.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
+    ]
+    assert unreached == []
+
+
+@every_model
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_saved_and_loaded_weights_give_the_same_bits(file: Path, spatial_dims: int, tmp_path: Path) -> None:
+    network, other = make(file, spatial_dims, seed=0), make(file, spatial_dims, seed=1)
+    image = images(SIZES[spatial_dims][0])
+    network.train()(image)  # so that running statistics are not what they start from
+    torch.save(network.state_dict(), tmp_path / "weights.pt")
+    network.eval(), other.eval()
+    with torch.inference_mode():
+        assert not torch.equal(network(image), other(image))
+        other.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+        assert torch.equal(network(image), other(image))
+
+
+@every_model
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_channels_last_changes_no_decision(file: Path, spatial_dims: int) -> None:
+    network = make(file, spatial_dims).eval()
+    layout = torch.channels_last if spatial_dims == 2 else torch.channels_last_3d
+    image = images(SIZES[spatial_dims][-1])
+    with torch.inference_mode():
+        logits = network(image)
+        last = copy.deepcopy(network).to(memory_format=layout)(image.to(memory_format=layout))
+    torch.testing.assert_close(last, logits, rtol=1e-3, atol=1e-4)
+
+
+@every_model
+def test_options_are_refused_by_name(file: Path) -> None:
+    options = {"norm", "activation", "upsampling", "architecture"} & set(OmegaConf.load(file))
+    for option in sorted(options):
+        with pytest.raises(Exception, match=f"{option} is 'nonsense'"):
+            make(file, **{option: "nonsense"})
+    with pytest.raises(Exception, match=r"2 for images|images only"):
+        make(file, spatial_dims=4)
