@@ -22,7 +22,7 @@ LAYERS = (
     {"module", "callbacks", "tracking", "pictures", "tables", "report"},
     {"data", "inference"},
     {"models", "losses", "metrics", "schedules", "optim", "augment", "tiling", "io", "card", "checkpoints"},
-    {"labels"},
+    {"labels", "commit"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -13,10 +13,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, Checkpoint, TQDMProgressBar
+from pytorch_lightning.plugins import CheckpointIO
 
 from segline import tables
 from segline.card import Card
-from segline.checkpoints import BEST, RESUME, write
+from segline.checkpoints import BEST, RESUME, read, write
 from segline.module import as_segmentation
 from segline.schedules import Schedule
 
@@ -303,6 +304,22 @@ class Checkpoints(Checkpoint):
             raise SystemExit(128 + signum)
         self._signal = signum
         print(f"\n{signal.Signals(signum).name}: saving at the end of this step; once more to stop at once", flush=True)
+
+
+class WholeCheckpointIO(CheckpointIO):
+    """Lets Lightning write and read checkpoints through `write` and `read`."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write as `write` does."""
+        write(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read as `read` does, whatever was asked for."""
+        return read(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Remove a checkpoint file."""
+        Path(path).unlink(missing_ok=True)
 
 
 class Progress(TQDMProgressBar):

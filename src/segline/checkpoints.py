@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import pickle
-import tempfile
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.plugins import CheckpointIO
 
 from segline.card import Card
+from segline.commit import committed
 
 #: The best weights by the objective, with their card: what predict, eval and export read.
 BEST = "best.ckpt"
@@ -26,27 +25,14 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: The disk is full or not writable; the old checkpoint is untouched, and the message names path and free space.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder: a rename is atomic only within a file system.
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with committed(path) as temporary:
+            torch.save(checkpoint, temporary)
     except (OSError, RuntimeError) as error:  # torch's writer turns a full disk into a RuntimeError
         free = os.statvfs(path.parent)
         raise OSError(
             f"{path} could not be written ({error}); {free.f_bavail * free.f_frsize / 1e6:.0f} MB are free there"
         ) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the rename itself must survive a power loss, too
-    finally:
-        os.close(folder)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -97,19 +83,3 @@ def read_network(checkpoint: str | Path) -> tuple[Card, dict[str, torch.Tensor]]
         name.removeprefix("network."): w for name, w in content["state_dict"].items() if name.startswith("network.")
     }
     return card, weights
-
-
-class WholeCheckpointIO(CheckpointIO):
-    """Lets Lightning write and read checkpoints through `write` and `read`."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write as `write` does."""
-        write(checkpoint, Path(path))
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read as `read` does, whatever was asked for."""
-        return read(Path(path))
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Remove a checkpoint file."""
-        Path(path).unlink(missing_ok=True)

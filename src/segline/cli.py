@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +21,24 @@ def main(command: str | None = None) -> None:
             sys.exit(0 if arguments in (["--help"], ["-h"]) else 2)
         command, arguments = arguments[0], arguments[1:]
     with explained(command, arguments):
-        sys.argv[1:] = going_on(arguments)
+        sys.argv[1:] = [quoted(argument) for argument in going_on(arguments)]
         from segline import run
 
         getattr(run, command)()
+
+
+def quoted(argument: str) -> str:
+    """Let a template such as data.images=/x/{name}.tif pass as a text: to Hydra a bare brace begins a mapping.
+
+    >>> quoted("data.images=/x/{name}.tif"), quoted("data.images=[{n}_r.tif,{n}_g.tif]"), quoted("data.window=[32,32]")
+    ("data.images='/x/{name}.tif'", "data.images=['{n}_r.tif','{n}_g.tif']", 'data.window=[32,32]')
+    """
+    match = re.fullmatch(r"(data\.(?:images|masks|group)=)(\[?)([^'\"]*[{(*][^'\"]*?)(\]?)", argument)
+    if match is None:
+        return argument
+    key, opening, value, closing = match.groups()
+    values = value.split(",") if opening else [value]
+    return key + opening + ",".join(f"'{one.strip()}'" for one in values) + closing
 
 
 def going_on(arguments: Sequence[str]) -> list[str]:

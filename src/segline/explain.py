@@ -48,7 +48,9 @@ def _explain(error: Exception, command: str, arguments: Sequence[str]) -> str | 
     if isinstance(error, ValueError | OSError) and _is_ours(error):
         return str(error)
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) and error.filename:
-        return f"{error.filename} cannot be written ({error.strerror}); set hydra.run.dir, or output, to a folder that can"
+        return (
+            f"{error.filename} cannot be written ({error.strerror}); set hydra.run.dir, or output, to a folder that can"
+        )
     return None
 
 

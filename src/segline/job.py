@@ -21,9 +21,9 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 from torch import nn
 
 from segline import report
-from segline.callbacks import Budget, Checkpoints, EpochTable, LearningRate, Progress, SameConfig
+from segline.callbacks import Budget, Checkpoints, EpochTable, LearningRate, Progress, SameConfig, WholeCheckpointIO
 from segline.card import Card
-from segline.checkpoints import BEST, RESUME, WholeCheckpointIO, read, read_network
+from segline.checkpoints import BEST, RESUME, read, read_network
 from segline.config import build
 from segline.data.datamodule import SegmentationDataModule
 from segline.module import SegmentationModule, memory_format

@@ -106,6 +106,12 @@ class Labels:
         return len(self.values)
 
     @property
+    def colored(self) -> bool:
+        """Whether the classes go by colours in the mask files rather than by ids."""
+        raws = [*self._raw_classes.values(), self._raw_ignore, self._raw_rest]
+        return any(isinstance(v, str) for raw in raws for v in ([raw] if isinstance(raw, (int, str)) else raw))
+
+    @property
     def shown(self) -> list[int]:
         """Indices of the classes that enter means over classes."""
         return [k for k, name in enumerate(self.names) if name != self.background]
@@ -153,10 +159,8 @@ class Labels:
         return mask[0] if self.exclusive else mask
 
     def _unknown(self, unknown: list[tuple[int, int]]) -> str:
-        colored = any(value > IGNORE_INDEX for values in (*self.values.values(), self.ignore) for value in values)
-
         def say(value: int) -> str:
-            return f"#{value:06x}" if colored else str(value)
+            return f"#{value:06x}" if self.colored else str(value)
 
         listed = ", ".join(f"{say(value)} ({count} pixels)" for value, count in unknown[:8])
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""

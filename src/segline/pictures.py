@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
+from segline.commit import committed
 from segline.labels import IGNORE_INDEX, Labels
 
 Colors = dict[str, tuple[int, ...]]
@@ -181,12 +181,8 @@ def confusion_matrix(matrix: NDArray[np.int64], names: Sequence[str]) -> Figure:
 
 def save(figure: Figure, path: Path) -> None:
     """Write a PNG, whole or not at all."""
-    temporary = path.with_name(f".{path.name}")
-    try:
+    with committed(path) as temporary:
         figure.savefig(temporary, format="png")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # What is shown of a sample

@@ -64,14 +64,9 @@ def predict(config: DictConfig) -> None:
 
 def _resolve(config: DictConfig, run: dict[str, Any]) -> DictConfig:
     """The config without interpolations, with the name and the choices of the run."""
-    if (
-        config.data.get("labels") is None
-        or config.data.labels.get("classes") is None
-        or config.data.in_channels is None
-    ):
-        from segline.data.folder import discover
+    from segline.data.folder import discover
 
-        config.data = discover(config.data)
+    config.data = discover(config.data)
     return OmegaConf.create({"run": run, **_plain(config)})
 
 

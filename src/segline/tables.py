@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from segline.commit import committed
 from segline.labels import Labels
 
 _COLUMNS = {
@@ -92,20 +92,12 @@ def read_rows(path: Path) -> list[dict[str, float]]:
 
 
 def _write(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Write the whole table beside its name and rename it; it is small."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}")
-    try:
-        with temporary.open("w", newline="") as file:
-            # A row may lack values that others have: not every epoch validates.
-            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
-            writer.writeheader()
-            writer.writerows({name: _exact(name, value) for name, value in row.items()} for row in rows)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Write the table anew; it is small."""
+    with committed(path) as temporary, temporary.open("w", newline="") as file:
+        # A row may lack values that others have: not every epoch validates.
+        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in rows for name in row)))
+        writer.writeheader()
+        writer.writerows({name: _exact(name, value) for name, value in row.items()} for row in rows)
 
 
 def _exact(name: str, value: float) -> str:
@@ -122,9 +114,5 @@ def write_cases(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = {name: pa.array([row.get(name) for row in rows]) for name in names}
     # A class that occurs in no case has no score, but its column is one of numbers nevertheless.
     columns = {name: c.cast(pa.float64()) if c.type == pa.null() else c for name, c in columns.items()}
-    temporary = path.with_name(f".{path.name}")
-    try:
+    with committed(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,6 +13,7 @@ from segline.data.cases import SPLITS, Case, find_cases, list_faults, read_table
 from segline.data.loaders import Loader, make_loader, num_cores
 from segline.data.scan import Facts, merge_statistics, scan
 from segline.data.splits import cut_blocks, split_cases
+from segline.data.synthetic import VERSION
 from segline.data.windows import Augment, EqualSampler, Reader, TileWindows, TrainWindows, WindowSampler
 from segline.io.cache import cache_dir
 from segline.io.masks import Burn
@@ -172,7 +173,7 @@ class SegmentationDataModule(pl.LightningDataModule):
     def _root(self) -> Path:
         if self.root is not None:
             return Path(self.root).expanduser()
-        root = cache_dir() / "synthetic" / type(self).__module__.rsplit(".", 1)[-1]
+        root = cache_dir() / "synthetic" / f"{type(self).__module__.rsplit('.', 1)[-1]}-{VERSION}"
         self.synthesise(root)
         return root
 

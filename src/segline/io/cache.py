@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-import uuid
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from segline.commit import committed
 
 
 def cache_dir() -> Path:
@@ -18,7 +19,7 @@ def cache_dir() -> Path:
 def cached(kind: str, sources: Iterable[Path], settings: object, suffix: str, make: Callable[[Path], None]) -> Path:
     """The file that `make(path)` writes, made once for these source files (path, size, time of change) and settings.
 
-    It appears whole under its name: processes that race each make their own and the last rename wins.
+    Processes that race each make their own, and the last one's stays.
     """
     key = hashlib.sha256(repr(settings).encode())
     for source in sources:
@@ -26,12 +27,6 @@ def cached(kind: str, sources: Iterable[Path], settings: object, suffix: str, ma
         key.update(f"{source.resolve()}|{state.st_size}|{state.st_mtime_ns}".encode())
     path = cache_dir() / kind / f"{key.hexdigest()[:32]}{suffix}"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Not by mkstemp, whose files nobody else may read: a cache may be shared.
-        temporary = path.with_name(f"{uuid.uuid4().hex}{suffix}")
-        try:
+        with committed(path) as temporary:
             make(temporary)
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
     return path

@@ -84,7 +84,7 @@ class _Picture:
 
     def __init__(self, path: Path, labels: Labels) -> None:
         _refuse_jpeg(path)
-        self.path, self.colored = path, _names_colors(labels)
+        self.path, self.colored = path, labels.colored
         self.shape, self.geometry = decode(path, palette_as_ids=not self.colored).shape[:2], Geometry()
 
     def read_raw(self, window: Window) -> NDArray[Any]:
@@ -97,7 +97,7 @@ class _Raster(RasterFile):
 
     def __init__(self, path: Path, labels: Labels) -> None:
         super().__init__(path)
-        self.colored = _names_colors(labels)
+        self.colored = labels.colored
         self._table: NDArray[np.int64] | None = None
         if self.dataset.compression is Compression.jpeg:
             raise ValueError(_SMEARED.format(path))
@@ -193,13 +193,6 @@ def raw_mask(
 def volume_mask(path: Path, spacing_mm: Sequence[float] | None) -> RawMask:
     """A NIfTI mask, resampled by the nearest voxel."""
     return _Volume(path, spacing_mm, order=0)
-
-
-def _names_colors(labels: Labels) -> bool:
-    """Whether the labels speak of colours rather than ids."""
-    named = labels.to_dict()
-    raws = [*named["classes"].values(), named["ignore"], named["rest"]]
-    return any(isinstance(v, str) for raw in raws for v in (raw if isinstance(raw, list) else [raw]))
 
 
 def _ids_or_colors(pixels: NDArray[Any], colored: bool, path: Path) -> NDArray[Any]:

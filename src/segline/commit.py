@@ -1,0 +1,35 @@
+"""Files that appear whole under their name, or not at all."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def committed(path: Path) -> Iterator[Path]:
+    """Give a place to write to, and rename it to `path` at the end: a kill or an error at any moment leaves the old file whole.
+
+    Processes that race each write their own, and the last one's stays. The suffix is kept, for writers that go by it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, for a rename is atomic only within a file system; not by mkstemp, whose files nobody else may read.
+    temporary = path.with_name(f".{uuid.uuid4().hex}{''.join(path.suffixes)}")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)  # the rename itself must survive a power loss, too
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
