@@ -342,7 +342,7 @@ class Progress(TQDMProgressBar):
         super().on_train_epoch_end(trainer, pl_module)
         if not self._drawn and trainer.is_global_zero:
             shown = self.get_metrics(trainer, pl_module)
-            values = "  ".join(f"{name} {value}" for name, value in shown.items())
+            values = "  ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
             print(f"epoch {trainer.current_epoch}, step {trainer.global_step}  {values}", flush=True)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:

@@ -70,7 +70,7 @@ class SegmentationModule(pl.LightningModule):
         if not torch.isfinite(loss):
             raise ValueError(self._say_not_finite(loss, "train", batch))
         self.meters("train").update(loss.detach(), logits.detach(), batch)
-        self.log("loss", loss.detach(), prog_bar=True, logger=False)
+        self.log("loss", loss.detach(), prog_bar=True)
         return loss
 
     def on_train_epoch_end(self) -> None:
@@ -112,7 +112,9 @@ class SegmentationModule(pl.LightningModule):
     def _log(self, split: str) -> None:
         """Log what was measured in this epoch; classes that occur nowhere have no value."""
         scores = self.meters(split).compute()  # the same on every process
-        self.log_dict({f"{split}/{name}": value for name, value in scores.items() if value == value})
+        # Not once more to the loggers when the best weights are tested at the end, which would be a point after the last epoch.
+        live = self.trainer.state.fn != "validate"
+        self.log_dict({f"{split}/{name}": v for name, v in scores.items() if v == v}, logger=live)
 
     # Moving data
 
@@ -126,7 +128,7 @@ class SegmentationModule(pl.LightningModule):
         broken = [name for name, p in self.network.named_parameters() if not torch.isfinite(p).all()]
         cause = f"; weights that are not finite: {', '.join(broken[:3])}" if broken else ""
         return (
-            f"the loss is {float(loss)} at step {self.global_step} (epoch {self.current_epoch}) on {', '.join(names)}{cause}; "
+            f"the loss is {float(loss.detach())} at step {self.global_step} (epoch {self.current_epoch}) on {', '.join(names)}{cause}; "
             "the best checkpoint is whole; look at these files, lower optimizer.lr, or set trainer.precision=32"
         )
 

@@ -205,9 +205,11 @@ def _show_cases(
     """The best, the median and the worst case of a split, predicted anew, whole."""
     ranked = sorted((row for row in last.rows if np.isfinite(_mean_dice(row))), key=_mean_dice)
     by_name = {case.name: case for case in data.cases[split]}
-    places = {"best": len(ranked) - 1, "median": len(ranked) // 2, "worst": 0} if ranked else {}
+    places = {len(ranked) - 1: "best", 0: "worst"} if ranked else {}
+    if len(ranked) > 2:
+        places = {len(ranked) - 1: "best", len(ranked) // 2: "median", 0: "worst"}
     shown = []
-    for rank, place in places.items():
+    for place, rank in places.items():
         row = ranked[place]
         image, mask, pred = _predict_case(by_name[row["case"]], module, data)
         title = f"{rank}: {row['case']}, Dice {_mean_dice(row):.3f}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ os.environ.setdefault("WANDB_SILENT", "true")  # read at the import; segline say
 import wandb
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from segline import pictures
 from segline.labels import IGNORE_INDEX, Labels
@@ -48,6 +50,7 @@ def wandb_run(
     experiment = logger.experiment
     if hasattr(experiment, "define_metric"):  # other processes than the first hold a stand-in
         experiment.define_metric("*", step_metric="epoch")
+        experiment.define_metric("loss", step_metric="trainer/global_step")
         experiment.define_metric(
             config.objective, step_metric="epoch", summary="min" if config.objective.endswith("loss") else "max"
         )
@@ -56,6 +59,11 @@ def wandb_run(
 
 class WandbRun(WandbLogger):
     """Lightning's logger that also takes the report and closes the run."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Log means over classes, and of each class Dice and IoU: a chart each; `metrics.csv` has them all."""
+        super().log_metrics({name: v for name, v in metrics.items() if _is_charted(name)}, step)
 
     def log_report(self, report: Report, labels: Labels) -> None:
         """Show the scores of the best weights, the run's pictures, and the chosen cases under masks that can be switched."""
@@ -70,6 +78,12 @@ class WandbRun(WandbLogger):
             folder = Path(experiment.dir).parent
             print(f"W&B: offline; look: wandb leet {folder}; send: wandb sync {folder}")
         wandb.finish()
+
+
+def _is_charted(name: str) -> bool:
+    """Whether a value `split/metric[/class]` has a chart."""
+    parts = name.split("/")
+    return len(parts) < 3 or parts[1] in ("iou", "dice")
 
 
 def _under_masks(case: dict[str, Any], labels: Labels) -> wandb.Image:

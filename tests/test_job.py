@@ -1,0 +1,122 @@
+"""One job in this process: budgets, schedules, what a resume takes from the checkpoint and what from the config."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from omegaconf import OmegaConf
+
+from segline import job, tables
+from segline.callbacks import LearningRate
+from segline.checkpoints import RESUME, read
+from segline.config import compose
+from segline.schedules import Cosine
+
+TINY = [
+    "data=biomedical", "trainer=cpu", "trainer.precision=32", "logger=none", "callbacks.pictures=false", "model=unet",
+    "model.channels=[2,4]", "data.steps_per_epoch=4", "data.batch_size=1", "data.num_workers=0", "data.window=[32,32]",
+    "data.margin=[0,0]", "scheduler.warmup=0.25",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def few_scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from segline.data.synthetic.biomedical import write_biomedical
+
+    return write_biomedical(tmp_path_factory.mktemp("scenes") / "biomedical", count=10)
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The learning rate of each step."""
+    seen: list[float] = []
+    before = LearningRate.on_train_batch_start
+
+    def watch(self: LearningRate, trainer: pl.Trainer, *rest: Any) -> None:
+        before(self, trainer, *rest)
+        seen.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    monkeypatch.setattr(LearningRate, "on_train_batch_start", watch)
+    return seen
+
+
+def run(run_dir: Path, root: Path, *overrides: str) -> dict[str, Any]:
+    config = OmegaConf.to_container(compose([*TINY, f"data.root={root}", *overrides]), resolve=True)
+    run_dir.mkdir(exist_ok=True)
+    names = {"name": run_dir.name, "data": "biomedical", "model": "unet", "loss": "dice_ce"}
+    OmegaConf.save(OmegaConf.create({"run": names, **config}), run_dir / "config.yaml")  # type: ignore[dict-item]
+    job.run(run_dir / "config.yaml")
+    return read(run_dir / RESUME)
+
+
+def test_a_budget_in_steps_ends_there_and_the_schedule_with_it(
+    tmp_path: Path, few_scenes: Path, rates: list[float]
+) -> None:
+    last = run(tmp_path / "run", few_scenes, "trainer.max_steps=6", "optimizer.lr=0.5")
+    assert last["global_step"] == 6
+    schedule = Cosine(floor=0.0, warmup=0.25)
+    assert rates == pytest.approx([0.5 * schedule.factor(step / 6) for step in range(6)])
+    assert [row["step"] for row in tables.read_rows(tmp_path / "run" / "metrics.csv")] == [4, 6]
+
+
+def test_a_budget_in_time_ends_in_time_and_goes_on_at_the_time_spent(
+    tmp_path: Path, few_scenes: Path, rates: list[float]
+) -> None:
+    first = run(tmp_path / "run", few_scenes, "trainer.max_time=00:00:00:01", "data.steps_per_epoch=10000")
+    steps = len(rates)
+    assert rates[-1] < 0.1 * max(rates)
+    spent = first["callbacks"]["Budget"]["elapsed"]
+    assert 1.0 <= spent < 5.0
+    run(tmp_path / "run", few_scenes, "trainer.max_time=00:00:00:01", "data.steps_per_epoch=10000", "resume=auto")
+    assert len(rates) - steps <= 1
+
+
+def test_the_config_stands_above_the_options_that_a_checkpoint_brings_back(
+    tmp_path: Path, few_scenes: Path, rates: list[float]
+) -> None:
+    run(tmp_path / "run", few_scenes, "trainer.max_epochs=1", "optimizer.lr=0.1")
+    run(
+        tmp_path / "run",
+        few_scenes,
+        "trainer.max_epochs=2",
+        "optimizer.lr=0.4",
+        "resume=auto",
+        "scheduler=constant",
+        "scheduler.warmup=0",
+    )
+    assert max(rates[:4]) <= 0.1
+    assert rates[4:] == pytest.approx([0.4] * 4)
+
+
+def test_a_wrong_time_is_answered_with_one_that_works() -> None:
+    config = compose(["trainer.max_time=10min"])
+    with pytest.raises(ValueError, match="00:00:10:00"):
+        job._budget(config.trainer)
+
+
+def test_an_objective_that_is_not_logged_is_answered_with_those_that_are(tmp_path: Path, few_scenes: Path) -> None:
+    with pytest.raises(ValueError, match="val/dice_case"):
+        run(tmp_path / "run", few_scenes, "trainer.max_epochs=1", "objective=val/miou")
+
+
+def test_evaluation_that_is_not_finite_stops_and_names_the_case(tmp_path: Path, few_scenes: Path) -> None:
+    run(tmp_path / "run", few_scenes, "trainer.max_epochs=1")
+    broken = read(tmp_path / "run" / RESUME)
+    name = next(key for key in broken["state_dict"] if key.endswith("head.bias"))
+    broken["state_dict"][name] = torch.full_like(broken["state_dict"][name], float("nan"))
+    module_config = compose([*TINY, f"data.root={few_scenes}"])
+    from segline.config import build
+    from segline.module import SegmentationModule
+
+    data = build(module_config.data)
+    data.prepare()
+    cases = {split: [case.name for case in found] for split, found in data.cases.items()}
+    module = SegmentationModule(
+        build(module_config.model), build(module_config.loss), data.labels, cases, build(module_config.optimizer)
+    )
+    module.load_state_dict(broken["state_dict"], strict=False)
+    batch = next(iter(data.val_dataloader()))
+    with pytest.raises(ValueError, match=data.cases["val"][0].name):
+        module.validation_step(batch, 0)
