@@ -88,7 +88,9 @@ def main() -> None:
     """Print both ratios for 2D and 3D."""
     job._silence()
     low = job.fast_precision("cpu") == "bf16-mixed"
-    print(f"{torch.get_num_threads()} threads, {torch.cpu.get_capabilities().get('cpu_name', 'CPU')}, {'bfloat16' if low else 'float32'}")
+    print(
+        f"{torch.get_num_threads()} threads, {torch.cpu.get_capabilities().get('cpu_name', 'CPU')}, {'bfloat16' if low else 'float32'}"
+    )
     for data in ("satellite", "biomedical3d"):
         fixed = ["trainer=cpu", "logger=none", f"data.steps_per_epoch={WARMUP + STEPS + 1}", "trainer.max_epochs=1"]
         composed = OmegaConf.to_container(compose([f"data={data}", *fixed, *sys.argv[1:]]), resolve=True)
@@ -97,7 +99,9 @@ def main() -> None:
         ours, plain = best((through_the_pipeline(config), bare(config, low, layout)) for _ in range(ROUNDS))
         slow, fast = best((bare(config, False, False), bare(config, True, True)) for _ in range(ROUNDS - 1))
         print(f"{data}: pipeline {ours * 1e3:.0f} ms, bare loop {plain * 1e3:.0f} ms a step: {ours / plain - 1:+.1%}")
-        print(f"{data}: float32 contiguous {slow * 1e3:.0f} ms, bfloat16 channels last {fast * 1e3:.0f} ms: {slow / fast:.1f} times as fast")
+        print(
+            f"{data}: float32 contiguous {slow * 1e3:.0f} ms, bfloat16 channels last {fast * 1e3:.0f} ms: {slow / fast:.1f} x as fast"
+        )
 
 
 if __name__ == "__main__":

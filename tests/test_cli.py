@@ -68,6 +68,16 @@ def test_a_run_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.slow
+def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SEGLINE_CACHE", f"{tmp_path}/file/cache")
+    answer = run("trainer=debug", "logger=none", f"hydra.run.dir={tmp_path}/run")
+    assert answer.returncode == 1
+    assert "set SEGLINE_CACHE" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
 def test_resume_of_what_is_no_run_is_refused(tmp_path: Path) -> None:
     answer = run(f"resume={tmp_path}")
     assert answer.returncode == 1

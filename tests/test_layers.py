@@ -29,8 +29,8 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 #: Library -> the parts of segline that may know of it.
 KNOWN_BY = {
     "hydra": {"config", "explain", "run"},
-    "wandb": {"tracking", "callbacks"},
-    "pytorch_lightning": {"job", "module", "callbacks", "checkpoints", "tracking", "report", "data"},
+    "wandb": {"tracking"},
+    "pytorch_lightning": {"job", "module", "callbacks", "tracking", "report", "data"},
 }
 
 

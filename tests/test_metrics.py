@@ -254,7 +254,8 @@ def test_a_metric_of_torchmetrics_is_added_by_a_few_lines_of_yaml() -> None:
 
     config = compose(["metrics=mcc"])
     labels = Labels({name: k for k, name in enumerate(config.data.labels.classes)})
-    meters = Meters(labels, 2, build(config.metrics))
+    made = build(config.metrics)
+    meters = Meters(labels, made["overlap"](labels, 2), made["further"])
     logits, mask = torch.randn(2, labels.num_classes, 8, 8), torch.randint(0, labels.num_classes, (2, 8, 8))
     mask[:, :2] = IGNORE_INDEX
     batch = {"mask": mask, "case": torch.arange(2)}

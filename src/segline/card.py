@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 #: Raised when a field of the card changes its meaning.
@@ -34,7 +34,7 @@ class Card:
     window: list[int]
     margin: list[int]
     trained_on: str = ""
-    version: int = field(default=CARD_VERSION)
+    version: int = CARD_VERSION
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""

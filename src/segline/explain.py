@@ -48,9 +48,10 @@ def _explain(error: Exception, command: str, arguments: Sequence[str]) -> str | 
     if isinstance(error, ValueError | OSError) and _is_ours(error):
         return str(error)
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) and error.filename:
-        return (
-            f"{error.filename} cannot be written ({error.strerror}); set hydra.run.dir, or output, to a folder that can"
-        )
+        from segline.io.cache import cache_dir
+
+        setting = "SEGLINE_CACHE" if Path(error.filename).is_relative_to(cache_dir()) else "hydra.run.dir, or output,"
+        return f"{error.filename} cannot be written ({error.strerror}); set {setting} to a folder that can"
     return None
 
 

@@ -52,7 +52,7 @@ class Labels:
         colors: Mapping[str, str] | None = None,
     ) -> None:
         if scheme not in _SCHEMES:
-            raise ValueError(f"labels.scheme is {scheme!r}; expected one of {', '.join(_SCHEMES)}")
+            raise ValueError(f"data.labels.scheme is {scheme!r}; expected one of {', '.join(_SCHEMES)}")
         self.scheme = scheme
         self.values = {name: parse_values(raw) for name, raw in classes.items()}
         self.background = background
@@ -64,19 +64,19 @@ class Labels:
 
     def _check(self) -> None:
         if not 1 <= self.num_classes < IGNORE_INDEX:
-            raise ValueError(f"labels.classes has {self.num_classes} classes; expected 1 to {IGNORE_INDEX - 1}")
+            raise ValueError(f"data.labels.classes has {self.num_classes} classes; expected 1 to {IGNORE_INDEX - 1}")
         if self.exclusive and self.num_classes < 2:
             raise ValueError(
-                f"exclusive labels need at least two classes, but labels.classes has {list(self.names)}; name the background "
+                f"exclusive labels need at least two classes, but data.labels.classes has {list(self.names)}; name the background "
                 "as a class, or set data.labels.scheme=overlapping for one sigmoid channel"
             )
         if self.background is not None and (not self.exclusive or self.background not in self.names):
             raise ValueError(
-                f"labels.background is {self.background!r}; expected null or, of exclusive labels, one of {list(self.names)}"
+                f"data.labels.background is {self.background!r}; expected null or, of exclusive labels, one of {list(self.names)}"
             )
         if unknown := set(self.colors) - set(self.names):
             raise ValueError(
-                f"labels.colors names {sorted(unknown)}, which are not among the classes {list(self.names)}"
+                f"data.labels.colors names {sorted(unknown)}, which are not among the classes {list(self.names)}"
             )
         used: dict[int, str] = dict.fromkeys(self.ignore, "ignore")
         groups = [("rest", self.rest), *(self.values.items() if self.exclusive else [])]

@@ -50,10 +50,19 @@ class Loss(nn.Module):
         """The loss of float32 logits and a mask of a scheme that is taken."""
         raise TypeError(f"{type(self).__name__} lacks compute()")
 
-    def per_class(self, pixels: Tensor, classes: int) -> Tensor:
+    def per_class(self, logits: Tensor) -> Tensor:
         """Weight of each class, shaped for `[B, K, *S]`."""
-        weights = torch.ones(classes, device=pixels.device) if self.class_weights is None else self.class_weights
-        return weights.view(1, -1, *[1] * (pixels.ndim - 2))
+        weights = logits.new_ones(logits.shape[1]) if self.class_weights is None else self.class_weights
+        return weights.view(1, -1, *[1] * (logits.ndim - 2))
+
+    def per_pixel(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
+        """Weight of each pixel by its class `[B, *S]` or, of overlapping labels, of each pixel and class `[B, K, *S]`."""
+        valid = mask != IGNORE_INDEX
+        if mask.ndim == logits.ndim:
+            weights = valid * self.per_class(logits)
+            return weights if weight is None else weights * weight[:, None]
+        weights = valid.float() if self.class_weights is None else self.class_weights[mask.where(valid, 0)] * valid
+        return weights if weight is None else weights * weight
 
 
 class CrossEntropyLoss(Loss):
@@ -69,12 +78,8 @@ class CrossEntropyLoss(Loss):
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         """The loss of float32 logits."""
-        pixels = F.cross_entropy(logits, mask, weight=self.class_weights, ignore_index=IGNORE_INDEX, reduction="none")
-        valid = mask != IGNORE_INDEX
-        weights = valid.float() if self.class_weights is None else self.class_weights[mask.where(valid, 0)] * valid
-        if weight is not None:
-            pixels, weights = pixels * weight, weights * weight
-        return pixels.sum() / weights.sum().clamp_min(1e-8)
+        pixels = F.cross_entropy(logits, mask, ignore_index=IGNORE_INDEX, reduction="none")
+        return _mean(pixels, self.per_pixel(logits, mask, weight))
 
 
 class BCELoss(Loss):
@@ -89,7 +94,7 @@ class BCELoss(Loss):
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         """The loss of float32 logits."""
         pixels = F.binary_cross_entropy_with_logits(logits, (mask == 1).float(), reduction="none")
-        return _mean(pixels, _weights(mask, weight) * self.per_class(logits, logits.shape[1]))
+        return _mean(pixels, self.per_pixel(logits, mask, weight))
 
 
 class DiceLoss(Loss):
@@ -120,7 +125,7 @@ class DiceLoss(Loss):
         axes = [0, *range(2, logits.ndim)]
         both, predicted, true = ((v * valid).sum(axes) for v in (probs * target, probs, target))
         dice = (2 * both + self.smooth) / (predicted + true + self.smooth).clamp_min(1e-8)
-        weights = (true > 0).float() * self.per_class(logits, logits.shape[1]).flatten()
+        weights = (true > 0).float() * self.per_class(logits).flatten()
         return ((1 - dice) * weights).sum() / weights.sum().clamp_min(1e-8)
 
 
@@ -172,15 +177,13 @@ class FocalLoss(Loss):
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         """The loss of float32 logits."""
         if mask.ndim == logits.ndim - 1:
-            valid = mask != IGNORE_INDEX
             entropy = F.cross_entropy(logits, mask, ignore_index=IGNORE_INDEX, reduction="none")
-            weights = valid.float() if self.class_weights is None else self.class_weights[mask.where(valid, 0)] * valid
-            weights = weights if weight is None else weights * weight
         else:
             entropy = F.binary_cross_entropy_with_logits(logits, (mask == 1).float(), reduction="none")
-            weights = _weights(mask, weight) * self.per_class(logits, logits.shape[1])
         # -expm1(-e) is 1 - p without the cancellation where p is nearly 1.
-        return _mean((-torch.expm1(-entropy)).clamp_min(1e-12) ** self.gamma * entropy, weights)
+        return _mean(
+            (-torch.expm1(-entropy)).clamp_min(1e-12) ** self.gamma * entropy, self.per_pixel(logits, mask, weight)
+        )
 
 
 class MSELoss(Loss):
@@ -194,7 +197,7 @@ class MSELoss(Loss):
         """The loss of float32 logits."""
         probs, target, valid = _one_hot(logits, mask)
         valid = valid if weight is None else valid * weight[:, None]
-        return _mean((probs - target) ** 2, valid * self.per_class(logits, logits.shape[1]))
+        return _mean((probs - target) ** 2, valid * self.per_class(logits))
 
 
 def _one_hot(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -204,12 +207,6 @@ def _one_hot(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         target = torch.zeros_like(logits).scatter_(1, mask.where(valid, 0)[:, None], 1.0)
         return logits.softmax(1), target, valid[:, None].float()
     return logits.sigmoid(), (mask == 1).float(), valid.float()
-
-
-def _weights(mask: Tensor, weight: Tensor | None) -> Tensor:
-    """Weight of each pixel and class of an overlapping mask."""
-    valid = (mask != IGNORE_INDEX).float()
-    return valid if weight is None else valid * weight[:, None]
 
 
 def _mean(values: Tensor, weights: Tensor) -> Tensor:

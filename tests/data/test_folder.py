@@ -160,6 +160,11 @@ def test_a_single_raster_is_cut_in_blocks(tmp_path: Path) -> None:
     assert sum(map(len, prepared(data).cases.values())) == 20
 
 
+def test_a_single_picture_in_blocks_is_normalised_as_prediction_will_see_it_whole(tmp_path: Path) -> None:
+    data = found(pictures(tmp_path, ids(0, 1, shape=(300, 260))))
+    assert (data.blocks, data.normalize) == (64, "dataset")
+
+
 def volumes(root: Path, *slices: tuple[float, int]) -> dict[str, str]:
     """Volumes of these spacings and numbers of slices."""
     for number, (spacing, depth) in enumerate(slices):
@@ -176,6 +181,12 @@ def test_volumes(tmp_path: Path) -> None:
     assert data.window == [24, 24, 32]  # (D, H, W)
     assert data.augment == OmegaConf.load(CONF_DIR / "data/augment/volume.yaml")
     prepared(data)
+
+
+def test_voxels_that_are_no_cubes_are_said_so_that_rotations_shear_nothing(tmp_path: Path) -> None:
+    data = found(volumes(tmp_path, (3.0, 20), (3.0, 20)))
+    assert data.spacing_mm == [3.0, 1.0, 1.0]
+    assert {facts.shape for facts in prepared(data).facts.values()} == {(20, 24, 30)}
 
 
 def test_volumes_of_several_spacings_are_resampled_to_their_median(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from segline.data import loaders
 from segline.data.cases import Case
 from segline.data.loaders import make_loader
 from segline.data.scan import scan
@@ -119,6 +120,15 @@ def test_samples_do_not_depend_on_workers(training: TrainWindows) -> None:
     assert_same(seen[0], seen[1])
     assert_same(seen[0], seen[2])
     assert not torch.equal(seen[0][0]["image"], seen[0][3]["image"])  # another epoch, other windows
+
+
+@pytest.mark.parametrize(("cores", "processes", "workers"), [(1, 1, 0), (2, 1, 1), (16, 4, 3), (4, 8, 0), (256, 2, 16)])
+def test_processes_share_the_cores_for_loading(
+    monkeypatch: pytest.MonkeyPatch, cores: int, processes: int, workers: int
+) -> None:
+    monkeypatch.setattr(loaders.os, "sched_getaffinity", lambda _: range(cores))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert loaders.spare_cores() == workers
 
 
 def test_a_resume_goes_on_with_the_batches_that_would_have_come(training: TrainWindows) -> None:

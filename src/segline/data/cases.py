@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from segline.io.masks import Burn
 from segline.io.source import Window
+from segline.io.vectors import Burn
 
 SPLITS = ("train", "val", "test")
 
@@ -101,8 +101,8 @@ def _no_images(root: Path, template: str) -> str:
     while not folder.is_dir():
         folder = folder.parent
     there = ", ".join(sorted(path.name for path in folder.iterdir())[:8]) or "nothing"
-    field = "; write {name} for what differs between the files" if "{" not in template else ""
-    return f"no images found: {root / template} matches no file; in {folder} there is {there}; set data.root or data.images{field}"
+    hint = "; write {name} for what differs between the files" if "{" not in template else ""
+    return f"no images found: {root / template} matches no file; in {folder} there is {there}; set data.root or data.images{hint}"
 
 
 def _glob(root: Path, pattern: str) -> tuple[Path, ...]:

@@ -10,16 +10,16 @@ import numpy as np
 import pytorch_lightning as pl
 
 from segline.data.cases import SPLITS, Case, find_cases, list_faults, read_table
-from segline.data.loaders import Loader, make_loader, num_cores
+from segline.data.loaders import Loader, make_loader, spare_cores
 from segline.data.scan import Facts, merge_statistics, scan
 from segline.data.splits import cut_blocks, split_cases
 from segline.data.synthetic import VERSION
 from segline.data.windows import Augment, EqualSampler, Reader, TileWindows, TrainWindows, WindowSampler
 from segline.io.cache import cache_dir
-from segline.io.masks import Burn
 from segline.io.normalize import BandStatistics, Normalize
 from segline.io.open import open_image, open_mask
 from segline.io.source import Block, MaskSource, Source
+from segline.io.vectors import Burn
 from segline.labels import Labels
 
 
@@ -49,7 +49,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         batch_size: Windows a step and process.
         steps_per_epoch: Batches between two validations.
         augment: What is done to training windows; None for nothing.
-        num_workers: Processes that load; None: one for each core that training leaves.
+        num_workers: Processes that load; None: one for each core that training leaves, 16 at most.
         seed: Of all samples.
         origin: Where the data set comes from, for the message when it is missing.
     """
@@ -91,11 +91,11 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.bands, self.spacing_mm, self.burn = bands, spacing_mm, burn
         self.normalize, self.foreground, self.augment, self.seed = Normalize(normalize), foreground, augment, seed
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
-        self.num_workers = max(0, num_cores() - 1) if num_workers is None else num_workers
+        self.num_workers = spare_cores() if num_workers is None else num_workers
         self.cases: dict[str, list[Case]] = {}
         self.facts: dict[str, Facts] = {}
         self.notes: list[str] = []
-        self._sampler: WindowSampler | None = None
+        self._progress = (0, 0)  # epoch and batches that a resume starts after
         if len(self.window) != spatial_dims or len(self.margin) != spatial_dims:
             raise ValueError(
                 f"data.window is {self.window} and data.margin {self.margin}; expected {spatial_dims} sizes each"
@@ -297,7 +297,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         """Batches of random windows."""
         rank, processes = _place(self.trainer)
         sampler = WindowSampler(self.steps_per_epoch, self.batch_size, rank, processes)
-        sampler.go_on(*getattr(self, "_progress", (0, 0)))
+        sampler.go_on(*self._progress)
         return make_loader(self.train_dataset(), sampler, self.batch_size, self.num_workers)
 
     def val_dataloader(self) -> Loader:

@@ -15,11 +15,13 @@ from tqdm import tqdm
 
 from segline.data.cases import Case, find_cases, list_faults, read_table
 from segline.io.image import FORMATS, decode
-from segline.io.masks import VECTOR_DRIVERS, raw_mask, volume_mask
+from segline.io.masks import raw_mask, volume_mask
 from segline.io.normalize import strips
-from segline.io.open import RASTER_SUFFIXES, open_image
+from segline.io.open import open_image
+from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.io.raster import RasterFile
 from segline.io.source import Source
+from segline.io.vectors import VECTOR_DRIVERS
 from segline.labels import IGNORE_INDEX, Labels, parse_values
 
 #: Masks of more values are rather images; that many classes are named by hand.
@@ -114,11 +116,12 @@ def _fit_images(found: dict[str, Any], images: Sequence[Source], alone: bool) ->
     if not images:
         raise ValueError(f"data.spatial_dims is {dims}, but the images have another number of axes; leave it out")
     kind = "volume" if dims == 3 else "aerial" if any(image.geometry.crs for image in images) else "biomedical"
-    _set(found, "normalize", _KINDS[kind])
     _fit_bands(found, images)
     size = _median_size(found, images)
     if dims == 2 and alone:  # a single raster is validated on parts of itself
         _set(found, "blocks", max(_STEP[2], int(np.sqrt(size.prod() / _BLOCKS)) // _STEP[2] * _STEP[2]))
+    # Prediction knows whole files, and so no mean and deviation of a block.
+    _set(found, "normalize", "dataset" if found["blocks"] else _KINDS[kind])
     if found["blocks"]:
         size = np.minimum(size, found["blocks"])
     window = _set(found, "window", [min(_EDGE[dims], -(-int(n) // _STEP[dims]) * _STEP[dims]) for n in np.ceil(size)])
@@ -137,12 +140,13 @@ def _fit_bands(found: dict[str, Any], images: Sequence[Source]) -> None:
 
 
 def _median_size(found: dict[str, Any], images: Sequence[Source]) -> np.ndarray:
-    """Size of an image, `*S`; volumes of different spacings are set to be resampled to the median of them."""
+    """Size of an image, `*S`; volumes whose spacings differ, from each other or along their axes, are set to the median of them."""
     shapes = np.array([image.shape for image in images], float)
     if found["spatial_dims"] == 3 and found["spacing_mm"] is None:
         spacings = np.array([image.geometry.spacing for image in images], float)
         median = np.array([float(f"{mm:.4g}") for mm in np.median(spacings, axis=0)])
-        if (np.abs(spacings / median - 1) > 0.01).any():
+        # Also where all files have one spacing: a rotation must know that their voxels are no cubes.
+        if (np.abs(spacings / median - 1) > 0.01).any() or np.ptp(median) > 0.01 * median.min():
             found["spacing_mm"] = median.tolist()
             shapes *= spacings / median
     return np.median(shapes, axis=0)

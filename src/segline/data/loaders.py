@@ -9,7 +9,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from segline.io.image import keep_decoded
+
 Loader = DataLoader[dict[str, Tensor]]
+#: More than feed one GPU; each of them keeps files open and batches in memory.
+_MOST_WORKERS = 16
 
 
 class ResumableLoader(Loader):
@@ -27,8 +31,9 @@ def make_loader(
     dataset: Dataset[dict[str, Tensor]], sampler: Sampler[Any], batch_size: int, num_workers: int
 ) -> Loader:
     """Batches in the sampler's order."""
+    keep_decoded(_memory() // 10 // max(num_workers, 1))  # a worker inherits it
     workers: dict[str, Any] = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
-    if num_workers:
+    if num_workers:  # forked: they start at once with all that was opened and imported, and readers cannot be pickled
         workers |= {"multiprocessing_context": "fork", "worker_init_fn": _start_worker}
     return ResumableLoader(
         dataset,
@@ -41,9 +46,16 @@ def make_loader(
     )
 
 
-def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def spare_cores() -> int:
+    """Cores for loading: this process's share of the machine's, less the one that trains."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torch's launcher
+    return min(max(cores // processes - 1, 0), _MOST_WORKERS)
+
+
+def _memory() -> int:
+    """Bytes of the machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _start_worker(_: int) -> None:

@@ -14,7 +14,7 @@ from segline.io.source import Geometry, Window
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 #: Decoded pictures that are kept, in bytes for each process: many windows come from one picture.
-_KEPT_BYTES = 256 * 2**20
+_kept_bytes = 256 * 2**20
 _kept: OrderedDict[tuple[str, int, bool], NDArray[Any]] = OrderedDict()
 
 
@@ -36,6 +36,12 @@ class ImageSource:
         return np.ascontiguousarray(decode(self.path)[window].transpose(2, 0, 1), dtype=np.float32)
 
 
+def keep_decoded(num_bytes: int) -> None:
+    """Let this process, and those that it starts, keep so many bytes of decoded pictures."""
+    global _kept_bytes
+    _kept_bytes = num_bytes
+
+
 def decode(path: Path, palette_as_ids: bool = False) -> NDArray[Any]:
     """The pixels of a file, `[H, W, C]`, of its own type; EXIF orientation applied.
 
@@ -46,7 +52,7 @@ def decode(path: Path, palette_as_ids: bool = False) -> NDArray[Any]:
     key = (str(path), path.stat().st_mtime_ns if path.exists() else 0, palette_as_ids)
     if key not in _kept:
         _kept[key] = _decode(path, palette_as_ids)
-        while sum(array.nbytes for array in _kept.values()) > _KEPT_BYTES and len(_kept) > 1:
+        while sum(array.nbytes for array in _kept.values()) > _kept_bytes and len(_kept) > 1:
             _kept.popitem(last=False)
     _kept.move_to_end(key)
     return _kept[key]

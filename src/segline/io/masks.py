@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, Compression
 
 from segline.io.image import decode
+from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.io.raster import RasterFile
 from segline.io.source import Geometry, Source, Window
-from segline.io.vectors import VECTOR_DRIVERS as VECTOR_DRIVERS
-from segline.io.vectors import Burn as Burn
-from segline.io.vectors import Vectors
+from segline.io.vectors import VECTOR_DRIVERS, Burn, Vectors
+from segline.io.volume import SUFFIXES as VOLUME_SUFFIXES
 from segline.io.volume import VolumeFile
 from segline.labels import IGNORE_INDEX, Labels
 
@@ -181,11 +181,11 @@ def raw_mask(
         return _Objects(paths)
     if suffix in VECTOR_DRIVERS:
         return Vectors(path, like, burn)
-    if suffix in (".tif", ".tiff"):
+    if suffix in RASTER_SUFFIXES:
         return _Raster(path, labels)
     if suffix == ".mat":
         return _Matlab(path)
-    if path.name.lower().endswith((".nii", ".nii.gz")):
+    if path.name.lower().endswith(VOLUME_SUFFIXES):
         return open_volume(path)
     return _Picture(path, labels)
 

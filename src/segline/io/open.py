@@ -9,15 +9,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segline.io.image import FORMATS, ImageSource
-from segline.io.masks import Burn, EncodedMask, ObjectsMask, raw_mask, volume_mask
+from segline.io.masks import EncodedMask, ObjectsMask, raw_mask, volume_mask
+from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.io.raster import RasterSource
 from segline.io.sinks import PictureSink, RasterSink, Sink, VolumeSink
 from segline.io.source import Geometry, MaskSource, Source, Window
+from segline.io.vectors import Burn
 from segline.io.volume import SUFFIXES as VOLUME_SUFFIXES
 from segline.io.volume import VolumeSource
 from segline.labels import Labels
 
-RASTER_SUFFIXES = (".tif", ".tiff")
 #: Endings of files that an image can be read from.
 IMAGE_SUFFIXES = (*FORMATS, *RASTER_SUFFIXES, *VOLUME_SUFFIXES)
 

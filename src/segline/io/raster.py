@@ -14,6 +14,7 @@ from rasterio.windows import Window as RasterWindow
 
 from segline.io.source import Geometry, Window
 
+SUFFIXES = (".tif", ".tiff")
 #: GDAL would else keep 5 % of the machine's memory, look for sidecar files, and open whatever a name stands for.
 ENVIRONMENT = {"GDAL_CACHEMAX": 64, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 

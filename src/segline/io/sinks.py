@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import uuid
+import sys
 import warnings
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +16,7 @@ from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window as RasterWindow
 
+from segline.commit import committed
 from segline.io.raster import ENVIRONMENT, RasterSource
 from segline.io.source import Source, Window
 from segline.io.volume import VolumeSource, to_native
@@ -41,11 +41,9 @@ class _Committed:
     """A file that is written beside its name and renamed at the end."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.temporary = path.with_name(f".{uuid.uuid4().hex}{''.join(path.suffixes)}")
-        # Now, not after hours: whether the folder can be written to. Not by mkstemp, whose files nobody else may read.
-        self.temporary.touch()
+        self.path, self._commit = path, committed(path)
+        self.temporary = self._commit.__enter__()
+        self.temporary.touch()  # now, not after hours: whether the folder can be written to
 
     def finish(self) -> None:
         """Complete the temporary file."""
@@ -62,11 +60,12 @@ class _Committed:
         try:
             if kind is None:
                 self.finish()
-                os.replace(self.temporary, self.path)
             else:
                 self.abandon()
-        finally:
-            self.temporary.unlink(missing_ok=True)
+        except BaseException:
+            self._commit.__exit__(*sys.exc_info())
+            raise
+        self._commit.__exit__(kind, error, trace)
 
 
 class RasterSink(_Committed):
@@ -154,16 +153,12 @@ class PictureSink(_Committed):
             _save_palette(self._mask[0], palette, self.temporary)
             return
         for k, name in enumerate(self._labels.names):
-            with _PlainFile(self.path.with_stem(f"{self.path.stem}_{name.replace('/', '-')}")) as file:
-                _save_palette(self._mask[k], np.array([[0, 0, 0], self._labels.palette[k]]), file.temporary)
+            with committed(self.path.with_stem(f"{self.path.stem}_{name.replace('/', '-')}")) as temporary:
+                _save_palette(self._mask[k], np.array([[0, 0, 0], self._labels.palette[k]]), temporary)
         # The plain name shows all classes at once: the last one wins where they overlap.
         _save_palette(
             self._labels.as_ids(self._mask), np.concatenate([[[0, 0, 0]], self._labels.palette]), self.temporary
         )
-
-
-class _PlainFile(_Committed):
-    """A file that somebody else writes."""
 
 
 def _save_palette(mask: NDArray[np.uint8], palette: NDArray[Any], path: Path) -> None:
