@@ -18,9 +18,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "src"))
 
 import torch
 
-from segline import job
 from segline.config import build, compose
-from segline.module import memory_format
+from segline.precision import fast_precision, memory_format
 
 KINDS = {"satellite": "GeoTIFF, uint16", "biomedical": "TIFF, 16 bit", "driving": "PNG", "biomedical3d": "NIfTI"}
 STEPS, WARMUP = 20, 3
@@ -43,7 +42,7 @@ def trained(config: Any, batch: dict[str, torch.Tensor]) -> float:
     image = batch["image"].to(memory_format=layout)
 
     def step() -> None:
-        with torch.autocast("cpu", torch.bfloat16, enabled=job.fast_precision("cpu") == "bf16-mixed"):
+        with torch.autocast("cpu", torch.bfloat16, enabled=fast_precision("cpu") == "bf16-mixed"):
             logits = network(image)
         loss(logits, batch["mask"]).backward()
 

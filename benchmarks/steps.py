@@ -25,8 +25,8 @@ from omegaconf import DictConfig, OmegaConf
 from segline import job
 from segline.card import Card
 from segline.config import build, compose
-from segline.module import memory_format
 from segline.optim import parameter_groups
+from segline.precision import fast_precision, memory_format
 
 STEPS, WARMUP, ROUNDS = 30, 5, 3
 
@@ -87,7 +87,7 @@ def best(pairs: Iterable[tuple[float, float]]) -> tuple[float, float]:
 def main() -> None:
     """Print both ratios for 2D and 3D."""
     job._silence()
-    low = job.fast_precision("cpu") == "bf16-mixed"
+    low = fast_precision("cpu") == "bf16-mixed"
     print(
         f"{torch.get_num_threads()} threads, {torch.cpu.get_capabilities().get('cpu_name', 'CPU')}, {'bfloat16' if low else 'float32'}"
     )

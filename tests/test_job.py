@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from segline import job, tables
-from segline.callbacks import LearningRate
+from segline.budget import LearningRate
 from segline.checkpoints import RESUME, read
 from segline.config import compose
 from segline.schedules import Cosine

@@ -19,9 +19,21 @@ SRC = Path(__file__).parents[1] / "src"
 LAYERS = (
     {"cli", "run", "job", "explain"},
     {"config"},
-    {"module", "callbacks", "tracking", "pictures", "tables", "report"},
+    {"module", "budget", "callbacks", "tracking", "pictures", "tables", "report"},
     {"data", "inference"},
-    {"models", "losses", "metrics", "schedules", "optim", "augment", "tiling", "io", "card", "checkpoints"},
+    {
+        "models",
+        "losses",
+        "metrics",
+        "schedules",
+        "optim",
+        "augment",
+        "tiling",
+        "io",
+        "card",
+        "checkpoints",
+        "precision",
+    },
     {"labels", "commit"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
@@ -30,7 +42,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 KNOWN_BY = {
     "hydra": {"config", "explain", "run"},
     "wandb": {"tracking"},
-    "pytorch_lightning": {"job", "module", "callbacks", "tracking", "report", "data"},
+    "pytorch_lightning": {"budget", "job", "module", "callbacks", "tracking", "report", "data"},
 }
 
 

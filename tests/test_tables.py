@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from segline.labels import Labels
-from segline.tables import append_row, class_table, read_rows, truncate_after, write_cases
+from segline.tables import append_row, class_table, drop_epochs_from, read_rows, write_cases
 
 LABELS = Labels({"background": 0, "bare_soil": 1, "roof|tile": 2}, background="background")
 SCORES = {
@@ -138,7 +138,7 @@ def test_nan_is_kept_and_is_no_gap(tmp_path: Path) -> None:
 
 def test_a_table_that_is_not_there_has_no_rows(tmp_path: Path) -> None:
     assert read_rows(tmp_path / "none.csv") == []
-    truncate_after(tmp_path / "none.csv", 0)
+    drop_epochs_from(tmp_path / "none.csv", 0)
     assert not (tmp_path / "none.csv").exists()
 
 
@@ -148,7 +148,7 @@ def test_truncation_drops_the_epoch_itself_and_all_later_ones(tmp_path: Path, ep
     rows = [{"epoch": 0}, {"epoch": 1, "val/loss": 0.8}, {"epoch": 2, "val/loss": 0.7}, {"epoch": 3, "lr": 1.0}]
     for row in rows:
         append_row(path, row)
-    truncate_after(path, epoch)
+    drop_epochs_from(path, epoch)
     assert read_rows(path) == rows[:kept]
     append_row(path, {"epoch": epoch, "val/loss": 0.5})
     assert read_rows(path) == [*rows[:kept], {"epoch": epoch, "val/loss": 0.5}]

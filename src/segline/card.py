@@ -22,6 +22,7 @@ class Card:
         spacing_mm: Spacing that volumes are resampled to, `(D, H, W)`; None keeps the file's own.
         window: Size of a tile in pixels, `*S`.
         margin: Pixels at each inner border of a tile that are predicted for context only, `*S`.
+        precision: Lightning's name of the precision that it was trained and scored in.
         trained_on: Name of the data set, for messages.
         version: Version of this schema.
     """
@@ -33,6 +34,7 @@ class Card:
     spacing_mm: list[float] | None
     window: list[int]
     margin: list[int]
+    precision: str = "32-true"
     trained_on: str = ""
     version: int = CARD_VERSION
 

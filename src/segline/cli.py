@@ -50,13 +50,15 @@ def going_on(arguments: Sequence[str]) -> list[str]:
     given = [a for a in arguments if a.startswith("resume=")]
     if not given or given[-1] in ("resume=auto", "resume=null"):
         return list(arguments)
-    run = Path(given[-1].removeprefix("resume=").strip("'\""))
-    overrides = run / ".hydra" / "overrides.yaml"
-    if not overrides.is_file():
-        raise ValueError(
-            f"{given[-1]}: {run} is not a run folder of src/train.py; expected one that holds .hydra/overrides.yaml and resume.ckpt"
-        )
     import yaml
 
-    saved = [o for o in yaml.safe_load(overrides.read_text()) if not o.startswith("resume=")]
-    return [*saved, *arguments, f"hydra.run.dir='{run}'"]
+    folder = Path(given[-1].removeprefix("resume=").strip("'\""))
+    config = folder / "config.yaml"
+    started = (yaml.safe_load(config.read_text()) or {}).get("run", {}) if config.is_file() else {}
+    if "overrides" not in started:
+        raise ValueError(
+            f"{given[-1]}: {folder} is not a run folder of src/train.py; expected one that holds config.yaml and resume.ckpt"
+        )
+    saved = [o for o in started["overrides"] if not o.startswith(("resume=", "hydra.run.dir="))]
+    own = ["--config-dir", started["config_dir"]] if started["config_dir"] and "--config-dir" not in arguments else []
+    return [*own, *saved, *arguments, f"hydra.run.dir='{folder}'"]

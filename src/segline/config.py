@@ -15,6 +15,11 @@ _HERE = Path(__file__).resolve().parent
 #: `<package>/conf` in a wheel, `<repository>/conf` in a checkout.
 CONF_DIR = next(folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if folder.is_dir())
 
+#: The resolved config of a run, in its folder.
+CONFIG = "config.yaml"
+
+# A name of a folder from overrides: data/augment=none would make two of them.
+OmegaConf.register_new_resolver("slug", lambda text: text.replace("/", "."), replace=True)
 # Null has no length yet: the classes of data=folder are found when the command runs.
 OmegaConf.register_new_resolver("len", lambda value: None if value is None else len(value), replace=True)
 

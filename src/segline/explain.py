@@ -51,7 +51,7 @@ def _explain(error: Exception, command: str, arguments: Sequence[str]) -> str | 
         from segline.io.cache import cache_dir
 
         setting = "SEGLINE_CACHE" if Path(error.filename).is_relative_to(cache_dir()) else "hydra.run.dir, or output,"
-        return f"{error.filename} cannot be written ({error.strerror}); set {setting} to a folder that can"
+        return f"{error.filename}: {error.strerror}; if it is to be written, set {setting} to a folder that can be"
     return None
 
 

@@ -9,7 +9,7 @@ import os
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,31 +21,49 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping
 from torch import nn
 
 from segline import report
-from segline.callbacks import Budget, Checkpoints, EpochTable, LearningRate, Progress, SameConfig, WholeCheckpointIO
+from segline.budget import Budget, LearningRate, Objective
+from segline.callbacks import Checkpoints, EpochTable, Progress, SameConfig, WholeCheckpointIO
 from segline.card import Card
 from segline.checkpoints import BEST, RESUME, read, read_network
-from segline.config import build
+from segline.commit import committed
+from segline.config import CONFIG, build
 from segline.data.datamodule import SegmentationDataModule
-from segline.module import SegmentationModule, memory_format
+from segline.module import SegmentationModule
+from segline.precision import fast_precision, memory_format
+
+#: Short names of precisions -> Lightning's.
+_PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 
 
 def run(path: Path) -> None:
-    """Train as RUN/config.yaml says, going on from RUN's resume checkpoint if `resume` is set, then test the best weights.
+    """Train as a resolved config says, in the folder that it lies in, then test the best weights.
+
+    The config becomes RUN/config.yaml once it is clear that this folder is free, or that the run goes on in it.
 
     Raises:
         ValueError: The config, the data and the checkpoint don't fit each other, or the run folder is in use.
     """
     config = OmegaConf.load(path)
     assert isinstance(config, DictConfig)
-    run_dir = path.parent
+    run_dir, rank = path.parent, int(os.environ.get("RANK", "0"))
     _silence()
-    with _locked(run_dir):
+    with _locked(run_dir) if rank == 0 else nullcontext():
         resume = _resume_checkpoint(config, run_dir)
+        if rank == 0:
+            with committed(run_dir / CONFIG) as temporary:
+                OmegaConf.save(config, temporary)
         pl.seed_everything(config.seed, verbose=False)
         data = build(config.data)
         data.prepare()
+        if not data.cases["val"]:
+            raise ValueError(
+                "the validation part is empty, which picks the best weights; set data.val to a share such as 0.2"
+            )
         module = _build_module(config, data)
-        card = Card(network=OmegaConf.to_container(config.model), trained_on=config.run.data, **data.card_fields())  # type: ignore[arg-type]
+        torch.manual_seed(config.seed + rank)  # equal weights, but no equal dropout on all processes
+        network: Any = OmegaConf.to_container(config.model)
+        precision = _hardware(config.trainer)["precision"]
+        card = Card(network=network, precision=precision, trained_on=config.run.data, **data.card_fields())
         budget = _budget(config.trainer)
         trainer = _build_trainer(config, run_dir, budget, _build_callbacks(config, run_dir, budget, card))
         if trainer.is_global_zero:
@@ -72,7 +90,7 @@ def _finish(
     for split, evaluate in (("val", trainer.validate), ("test", trainer.test)):
         if data.cases[split]:
             evaluate(module, datamodule=data, verbose=False)
-            results[split] = report.result(split, module, data, trainer)
+            results[split] = report.result(split, module, data)
     if trainer.is_global_zero:
         left = report.write(config, run_dir, results, module, data)
         for logger in trainer.loggers:
@@ -104,31 +122,24 @@ def _build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentat
 
 
 def _build_callbacks(config: DictConfig, run_dir: Path, budget: Budget, card: Card) -> list[Callback]:
-    objective, maximize = config.objective, not config.objective.endswith("loss")
-    stopping = config.callbacks.early_stopping
-    mode = "max" if maximize else "min"
+    objective, stopping = Objective(config.objective), config.callbacks.early_stopping
+    mode = "max" if objective.maximize else "min"
     return [
         SameConfig(hashlib.sha256(OmegaConf.to_yaml(config).encode()).hexdigest()),
         budget,
-        LearningRate(build(config.scheduler), budget, objective, maximize),
+        LearningRate(build(config.scheduler), budget, objective),
         Progress(objective, budget),
-        *([EarlyStopping(objective, mode=mode, check_finite=False, **stopping)] if stopping else []),
+        *([EarlyStopping(objective.name, mode=mode, check_finite=False, **stopping)] if stopping else []),
         EpochTable(run_dir / "metrics.csv"),
-        Checkpoints(run_dir, card, objective, maximize, config.callbacks.checkpoint_minutes),
+        Checkpoints(run_dir, card, objective, budget, config.callbacks.checkpoint_minutes),
     ]
 
 
 def _build_trainer(config: DictConfig, run_dir: Path, budget: Budget, callbacks: list[Callback]) -> pl.Trainer:
     ours = ("channels_last", "max_epochs", "max_steps", "max_time")
     settings = {str(key): value for key, value in config.trainer.items() if key not in ours}
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    accelerator = settings["accelerator"]
-    if accelerator == "auto":
-        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    settings |= {"accelerator": accelerator, "devices": processes, "strategy": "ddp" if processes > 1 else "auto"}
-    settings["precision"] = fast_precision(accelerator) if settings["precision"] == "auto" else settings["precision"]
     return pl.Trainer(
-        **settings,
+        **(settings | _hardware(config.trainer)),
         max_epochs=-1 if budget.max_steps or budget.max_time else budget.max_epochs,
         callbacks=callbacks,
         plugins=[WholeCheckpointIO()],
@@ -136,9 +147,23 @@ def _build_trainer(config: DictConfig, run_dir: Path, budget: Budget, callbacks:
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # ours pads with samples that count nothing
         enable_model_summary=False,
-        benchmark=not settings["deterministic"],
+        benchmark=True,
         default_root_dir=run_dir,
     )
+
+
+def _hardware(settings: DictConfig) -> dict[str, Any]:
+    """What runs where, with each `auto` decided."""
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    accelerator, precision = settings.accelerator, str(settings.precision)
+    if accelerator == "auto":
+        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    return {
+        "accelerator": accelerator,
+        "devices": processes,
+        "strategy": "ddp" if processes > 1 else "auto",
+        "precision": fast_precision(accelerator) if precision == "auto" else _PRECISIONS.get(precision, precision),
+    }
 
 
 def _budget(settings: DictConfig) -> Budget:
@@ -153,14 +178,6 @@ def _budget(settings: DictConfig) -> Budget:
             f"trainer.max_time is {limit!r}; expected DD:HH:MM:SS, such as 00:00:10:00 for ten minutes"
         ) from None
     return Budget(max_time=timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds))
-
-
-def fast_precision(accelerator: str) -> str:
-    """The lowest precision that training bears and the hardware is fast at."""
-    if accelerator == "gpu":
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    capabilities = torch.cpu.get_capabilities()
-    return "bf16-mixed" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "32-true"
 
 
 def _resume_checkpoint(config: DictConfig, run_dir: Path) -> dict[str, Any] | None:
@@ -180,7 +197,7 @@ def _resume_checkpoint(config: DictConfig, run_dir: Path) -> dict[str, Any] | No
 def _check_fits(checkpoint: dict[str, Any], card: Card) -> None:
     """Refuse to go on with another network or other labels than the checkpoint's."""
     before, now = checkpoint["card"], json.loads(json.dumps(card.to_dict()))
-    for key in ("network", "labels", "bands", "spacing_mm"):
+    for key in ("network", "trained_on", "labels", "normalize", "bands", "spacing_mm"):
         if json.loads(json.dumps(before[key])) != now[key]:
             raise ValueError(
                 f"the checkpoint is of another {'model' if key == 'network' else 'data'}: "
@@ -192,9 +209,6 @@ def _check_fits(checkpoint: dict[str, Any], card: Card) -> None:
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
     """Hold the run folder; the lock goes with the process, however that ends."""
-    if int(os.environ.get("RANK", "0")) > 0:
-        yield
-        return
     with (run_dir / ".lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

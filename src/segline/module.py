@@ -13,6 +13,7 @@ from torchmetrics import MeanMetric, Metric
 from segline.labels import Labels
 from segline.metrics import Overlap
 from segline.optim import parameter_groups
+from segline.precision import memory_format
 
 #: One batch: `image` [B, C, *S], `mask` [B, *S] or [B, K, *S], `case` [B], and what a data set adds.
 Batch = dict[str, Tensor]
@@ -46,7 +47,8 @@ class SegmentationModule(pl.LightningModule):
         super().__init__()
         self.network, self.loss, self.labels, self.cases = network, loss, labels, cases
         self.optimizer = optimizer
-        self.options: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
+        self.group_options: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
+        self.scores: dict[str, float] = {}  # by logged name, of the running epoch; nan where nothing counts
         self.channels_last = channels_last
         self._meters = nn.ModuleDict()
         for split, names in cases.items():
@@ -64,6 +66,9 @@ class SegmentationModule(pl.LightningModule):
 
     # Training
 
+    def on_train_epoch_start(self) -> None:
+        self.scores = {}
+
     def training_step(self, batch: Batch, _: int) -> Tensor:
         logits = self(batch["image"])
         loss: Tensor = self.loss(logits, batch["mask"], batch.get("weight"))
@@ -79,7 +84,7 @@ class SegmentationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optimizer(parameter_groups(self.network))
-        self.options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+        self.group_options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return optimizer
 
     # Evaluation
@@ -111,10 +116,11 @@ class SegmentationModule(pl.LightningModule):
 
     def _log(self, split: str) -> None:
         """Log what was measured in this epoch; classes that occur nowhere have no value."""
-        scores = self.meters(split).compute()  # the same on every process
+        scores = {f"{split}/{name}": v for name, v in self.meters(split).compute().items()}  # the same on every process
+        self.scores |= scores
         # Not once more to the loggers when the best weights are tested at the end, which would be a point after the last epoch.
         live = self.trainer.state.fn != "validate"
-        self.log_dict({f"{split}/{name}": v for name, v in scores.items() if v == v}, logger=live)
+        self.log_dict({name: v for name, v in scores.items() if v == v}, logger=live)
 
     # Moving data
 
@@ -186,11 +192,6 @@ class Meters(nn.Module):
 
     def _states(self) -> list[tuple[Metric, str]]:
         return [(metric, name) for metric in (self.loss, self.overlap) for name in metric._defaults]
-
-
-def memory_format(ndim: int) -> torch.memory_format:
-    """The channels-last format of images `[B, C, *S]` with `ndim` axes in all."""
-    return torch.channels_last if ndim == 4 else torch.channels_last_3d
 
 
 def as_segmentation(module: Any) -> SegmentationModule:

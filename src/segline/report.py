@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from segline import pictures, tables
-from segline.callbacks import Budget
+from segline.budget import Budget
 from segline.data.cases import Case
 from segline.data.datamodule import SegmentationDataModule
 from segline.inference.tiled import predict_tiles
+from segline.io.source import whole
 from segline.module import SegmentationModule
+from segline.precision import memory_format
 
 #: Picture of the first training samples.
 AUGMENTED = "augmented.png"
@@ -41,7 +43,7 @@ def announce(
     weights = sum(p.numel() for p in module.network.parameters())
     layout = ", channels last" if module.channels_last else ""
     devices = f"{trainer.num_devices} x {trainer.strategy.root_device.type}"
-    end = budget.end(trainer)
+    end = budget.end()
     lines = [
         f"run       {run_dir}",
         *data.describe(),
@@ -139,7 +141,7 @@ class Report:
     cases: list[dict[str, Any]]
 
 
-def result(split: str, module: SegmentationModule, data: SegmentationDataModule, trainer: pl.Trainer) -> Result:
+def result(split: str, module: SegmentationModule, data: SegmentationDataModule) -> Result:
     """Collect what the last evaluation of a split measured; every process must call it."""
     overlap = module.meters(split).overlap
     with overlap.sync_context():
@@ -155,11 +157,7 @@ def result(split: str, module: SegmentationModule, data: SegmentationDataModule,
         for row in table
     ]
     prefix = f"{split}/"
-    scores = {
-        name.removeprefix(prefix): float(value)
-        for name, value in trainer.callback_metrics.items()
-        if name.startswith(prefix)
-    }
+    scores = {name.removeprefix(prefix): v for name, v in module.scores.items() if name.startswith(prefix) and v == v}
     return Result(scores, rows, confusion.cpu().numpy() if data.labels.exclusive else None)
 
 
@@ -229,12 +227,16 @@ def _predict_case(
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Normalised image, mask and decision of a whole case, through the same tiles as validation."""
     source, mask_source, statistics = data.open(case)
-    grid = tuple(slice(0, size) for size in source.shape)
+    grid = whole(source.shape)
     pred = np.zeros((data.labels.num_classes if not data.labels.exclusive else 1, *source.shape), np.uint8)
 
     @torch.inference_mode()
     def network(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = module(torch.from_numpy(images).to(module.device)).float().cpu().numpy()
+        batch = torch.from_numpy(images).to(module.device)
+        if module.channels_last:
+            batch = batch.to(memory_format=memory_format(batch.ndim))
+        with module.trainer.precision_plugin.forward_context():
+            logits: NDArray[np.float32] = module(batch).float().cpu().numpy()
         return logits
 
     module.eval()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,40 +19,56 @@ from segline.config import CONF_DIR
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 def train(config: DictConfig) -> float | None:
     """Train, then test the best checkpoint; the value of the objective is what a sweep maximises."""
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
-    choices = HydraConfig.get().runtime.choices
-    resolved = _resolve(
-        config, {"name": run_dir.name, **{group: choices[group] for group in ("data", "model", "loss")}}
-    )
-    path = run_dir / "config.yaml"
+    hydra_config = HydraConfig.get()
+    run_dir, choices = Path(hydra_config.runtime.output_dir), hydra_config.runtime.choices
+    chosen = {group: choices[group] for group in ("data", "model", "loss")}
+    own = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
+    started = {"overrides": list(hydra_config.overrides.task), "config_dir": own[0] if own else None}
+    resolved = _resolve(config, {"name": run_dir.name, **chosen, **started})
+    # Under a name of its own: the folder's config is another run's until the job holds the folder.
+    path = run_dir / f".{os.getpid()}.yaml"
     OmegaConf.save(resolved, path)
-
-    processes = _num_processes(resolved.trainer)
-    if processes > 1:
-        # Lightning's own launcher would start the whole command line, in a sweep the whole sweep, once more for each process.
-        command = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            f"--nproc-per-node={processes}",
-            "-m",
-            "segline.job",
-            str(path),
-        ]
-        search = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-        code = subprocess.call(
-            command, env={**os.environ, "PYTHONPATH": search, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-        )
-        if code:
-            sys.exit(code)
-    else:
-        from segline import job
-
-        job.run(path)
+    try:
+        _start(path, _num_processes(resolved.trainer))
+    finally:
+        path.unlink(missing_ok=True)
     from segline.report import read_scores
 
     return read_scores(run_dir).get(resolved.objective)
+
+
+def _start(path: Path, processes: int) -> None:
+    """Run the job in this process, or in several of torch's launcher."""
+    if processes == 1:
+        from segline import job
+
+        job.run(path)
+        return
+    # Lightning's own launcher would start the whole command line, in a sweep the whole sweep, once more for each process.
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        "-m",
+        "segline.job",
+    ]
+    search = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": search}
+    launcher = subprocess.Popen([*command, str(path)], env=environment)
+    # SIGTERM goes on to the processes, which save first; a terminal's Ctrl-C has reached them already.
+    handlers = {
+        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda signum, _: launcher.send_signal(signum)),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
+    }
+    try:
+        code = launcher.wait()
+    finally:
+        for signum, handler in handlers.items():
+            signal.signal(signum, handler)
+    if code:
+        sys.exit(code)
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="predict")
@@ -77,7 +94,12 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 def _num_processes(trainer: DictConfig) -> int:
     """How many processes the job takes: as asked for, or one for each GPU."""
     if trainer.devices != "auto":
-        return int(trainer.devices)
+        if not isinstance(trainer.devices, int) or trainer.devices < 1:
+            raise ValueError(
+                f"trainer.devices is {trainer.devices}; expected a number of processes, or auto for one a GPU; "
+                "which GPUs is said by CUDA_VISIBLE_DEVICES"
+            )
+        return trainer.devices
     import torch
 
     return max(1, torch.cuda.device_count()) if trainer.accelerator in ("auto", "gpu") else 1

@@ -76,7 +76,7 @@ def append_row(path: Path, row: Mapping[str, float]) -> None:
     _write(path, [*read_rows(path), row])
 
 
-def truncate_after(path: Path, epoch: int) -> None:
+def drop_epochs_from(path: Path, epoch: int) -> None:
     """Drop the rows of an epoch and later ones, which are about to be trained again."""
     rows = read_rows(path)
     if any(row["epoch"] >= epoch for row in rows):

@@ -30,9 +30,6 @@ def wandb_run(
     tags: list[str] | None = None,
 ) -> WandbRun:
     """A logger whose metrics are drawn against the epoch, with the best value of the objective as the run's summary."""
-    identity = run_dir / "wandb_id"
-    if not identity.exists():
-        identity.write_text(secrets.token_hex(4))
     logger = WandbRun(
         name=config.run.name,
         save_dir=str(run_dir),
@@ -41,7 +38,7 @@ def wandb_run(
         group=group,
         job_type=job_type,
         tags=tags or [],
-        id=identity.read_text(),
+        id=_identity(run_dir) if os.environ.get("RANK", "0") == "0" else None,  # other processes log nothing
         resume="allow",
         mode=os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline"),
         config=OmegaConf.to_container(config),
@@ -55,6 +52,14 @@ def wandb_run(
             config.objective, step_metric="epoch", summary="min" if config.objective.endswith("loss") else "max"
         )
     return logger
+
+
+def _identity(run_dir: Path) -> str:
+    """The id of the run folder's run, which a resume goes on in."""
+    path = run_dir / "wandb_id"
+    if not path.exists():
+        path.write_text(secrets.token_hex(4))
+    return path.read_text()
 
 
 class WandbRun(WandbLogger):

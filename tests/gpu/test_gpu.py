@@ -8,10 +8,9 @@ from torch import nn
 
 from segline import tables
 from segline.checkpoints import RESUME, read
-from segline.job import fast_precision
 from segline.losses import DiceCELoss
 from segline.models.attention_unet import AttentionUNet
-from segline.module import memory_format
+from segline.precision import fast_precision, memory_format
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 

@@ -23,6 +23,7 @@ from segline.io.normalize import Normalize, measure
 from segline.io.open import IMAGE_SUFFIXES, open_image, open_sink
 from segline.io.source import Source
 from segline.labels import IGNORE_INDEX, Labels
+from segline.precision import autocast, memory_format
 
 
 def predict_files(
@@ -140,11 +141,14 @@ def _callable(card: Card, weights: dict[str, torch.Tensor], device: str, trust: 
     except RuntimeError as error:
         raise ValueError(f"the checkpoint's weights do not fit the network of its card ({error})") from error
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    network = network.to(place).eval()
+    layout = memory_format(2 + len(card.window))
+    network = network.to(memory_format=layout).to(place).eval()
 
     @torch.inference_mode()
     def call(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        logits: NDArray[np.float32] = network(torch.from_numpy(images).to(place)).float().cpu().numpy()
+        batch = torch.from_numpy(images).to(place).to(memory_format=layout)
+        with autocast(place, card.precision):
+            logits: NDArray[np.float32] = network(batch).float().cpu().numpy()
         return logits
 
     return call

@@ -1,0 +1,30 @@
+"""What the hardware does fast: precision of the arithmetic and memory format of images and weights."""
+
+from __future__ import annotations
+
+import torch
+
+_DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+
+
+def fast_precision(accelerator: str) -> str:
+    """The lowest precision that networks bear and the hardware is fast at, by Lightning's name.
+
+    Args:
+        accelerator: `cpu`, or `gpu` or `cuda`.
+    """
+    if accelerator != "cpu":
+        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+    capabilities = torch.cpu.get_capabilities()
+    return "bf16-mixed" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "32-true"
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """A context of a precision by Lightning's name, where the hardware is fast at it; else of float32."""
+    dtype = _DTYPES.get(precision) if precision == fast_precision(device.type) else None
+    return torch.autocast(device.type, dtype, enabled=dtype is not None)
+
+
+def memory_format(ndim: int) -> torch.memory_format:
+    """The channels-last format of images `[B, C, *S]` with `ndim` axes in all."""
+    return torch.channels_last if ndim == 4 else torch.channels_last_3d
