@@ -61,6 +61,18 @@ def test_a_budget_in_steps_ends_there_and_the_schedule_with_it(
     assert [row["step"] for row in tables.read_rows(tmp_path / "run" / "metrics.csv")] == [4, 6]
 
 
+def test_a_larger_budget_trains_on_where_the_smaller_one_ended(
+    tmp_path: Path, few_scenes: Path, rates: list[float]
+) -> None:
+    run(tmp_path / "run", few_scenes, "trainer.max_steps=6")  # in the middle of the second epoch
+    last = run(tmp_path / "run", few_scenes, "trainer.max_steps=12", "resume=auto")
+    assert last["global_step"] == 12
+    assert len(rates) == 12
+    rows = tables.read_rows(tmp_path / "run" / "metrics.csv")
+    assert [row["step"] for row in rows] == [4, 6, 10, 12]
+    assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
+
+
 def test_a_budget_in_time_ends_in_time_and_goes_on_at_the_time_spent(
     tmp_path: Path, few_scenes: Path, rates: list[float]
 ) -> None:

@@ -10,7 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -141,56 +140,65 @@ def test_a_signal_saves_first_and_the_run_goes_on(
     assert_same_run(whole, run_dir)
 
 
+SATELLITE = ["data=satellite", "data.window=[64,64]", "data.margin=[8,8]"]
+TWO = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2", "trainer.precision=32"]
+
+
 @pytest.mark.slow
-def test_two_processes_measure_what_one_does(tmp_path: Path) -> None:
-    common = [
-        "data=satellite",
-        "data.window=[64,64]",
-        "data.margin=[8,8]",
-        "trainer.max_epochs=1",
-        "model.norm=instance",
-        "data.steps_per_epoch=4",
-    ]
-    train(tmp_path / "one", *common, "data.batch_size=4")
-    train(tmp_path / "two", *common, "data.batch_size=2", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
-    one, two = (tables.read_rows(tmp_path / name / "metrics.csv")[0] for name in ("one", "two"))
-    assert one["train/loss"] == pytest.approx(two["train/loss"], rel=0.05)
+def test_two_processes_measure_what_one_does_to_the_last_integer(tmp_path: Path) -> None:
+    # Three tiles are left over by a batch of two on two processes: one of them gets samples that count nothing.
+    common = [*SATELLITE, "data.batch_size=2", "trainer.max_epochs=1", "callbacks.pictures=false"]
+    train(tmp_path / "one", *common)
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    for name in ("cases.parquet", "scores.json"):
+        (tmp_path / "two" / name).unlink()
+    train(tmp_path / "two", *common, *TWO, "resume=auto")  # nothing is left to train: the best weights are tested again
     first, second = (pq.read_table(tmp_path / name / "cases.parquet").to_pylist() for name in ("one", "two"))
-    assert [row["case"] for row in first] == [row["case"] for row in second]
-    totals = [
-        [sum(v for k, v in row.items() if k.split("/")[0] in ("tp", "fn")) for row in rows] for rows in (first, second)
-    ]
-    assert totals[0] == totals[1]  # each pixel of each case once, however many processes
+    assert first == second
+    one, two = (json.loads((tmp_path / name / "scores.json").read_text()) for name in ("one", "two"))
+    assert one.pop("val/loss") == pytest.approx(two.pop("val/loss"), rel=1e-5)
+    assert one == two
+
+
+@pytest.mark.slow
+def test_sigterm_to_a_run_of_two_processes_saves_first_and_it_goes_on(tmp_path: Path) -> None:
+    overrides = [*SATELLITE, *TWO, "trainer.max_epochs=3", "data.steps_per_epoch=40", "callbacks.pictures=false"]
+    run_dir = tmp_path / "run"
+    process = subprocess.Popen(command(run_dir, *overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (run_dir / "metrics.csv").exists():
+        time.sleep(0.02)
+        assert process.poll() is None
+    saved = (run_dir / RESUME).stat().st_mtime_ns if (run_dir / RESUME).exists() else 0
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) != 0
+    assert (run_dir / RESUME).stat().st_mtime_ns > saved
+    done = subprocess.run(
+        [sys.executable, str(SRC / "train.py"), f"resume={run_dir}"], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert [row["epoch"] for row in tables.read_rows(run_dir / "metrics.csv")] == [0, 1, 2]
 
 
 @pytest.mark.slow
 def test_not_a_number_stops_at_that_step_and_names_the_samples(tmp_path: Path) -> None:
-    train(tmp_path / "run", "data=satellite", "data.window=[64,64]", "data.margin=[8,8]", "trainer.max_epochs=1")
+    train(tmp_path / "run", *SATELLITE, "trainer.max_epochs=1")
     best = (tmp_path / "run" / BEST).read_bytes()
-    done = train(
-        tmp_path / "run",
-        "data=satellite",
-        "data.window=[64,64]",
-        "data.margin=[8,8]",
-        "trainer.max_epochs=4",
-        "resume=auto",
-        "optimizer.lr=1e30",
-        check=False,
-    )
+    done = train(tmp_path / "run", *SATELLITE, "trainer.max_epochs=4", "resume=auto", "optimizer.lr=1e30", check=False)
     assert done.returncode == 1
     assert "the loss is nan at step" in done.stderr or "the loss is inf at step" in done.stderr, done.stderr
     assert "best checkpoint is whole" in done.stderr
-    assert best[:4] == (tmp_path / "run" / BEST).read_bytes()[:4]
-    read(tmp_path / "run" / BEST)
+    assert best == (tmp_path / "run" / BEST).read_bytes()
 
 
 @pytest.mark.slow
 def test_a_folder_in_use_or_of_another_model_is_refused(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    overrides = ["data=satellite", "data.window=[64,64]", "data.margin=[8,8]", "trainer.max_epochs=1"]
+    overrides = [*SATELLITE, "trainer.max_epochs=1"]
     train(run_dir, *overrides)
-    again = train(run_dir, *overrides, check=False)
+    before = sorted((path.name, path.read_bytes()) for path in run_dir.iterdir() if path.is_file())
+    again = train(run_dir, *overrides, "optimizer.lr=1", check=False)
     assert "holds a run already" in again.stderr
+    assert sorted((path.name, path.read_bytes()) for path in run_dir.iterdir() if path.is_file()) == before
     other = train(run_dir, *overrides, "resume=auto", "model.channels=[4,4]", check=False)
     assert "another model" in other.stderr
     import fcntl
@@ -205,5 +213,4 @@ def test_a_folder_in_use_or_of_another_model_is_refused(tmp_path: Path) -> None:
 def test_a_loss_for_the_other_scheme_is_refused_with_one_that_works(tmp_path: Path) -> None:
     done = train(tmp_path / "run", "data=satellite", "loss=bce", check=False)
     assert "set loss=dice_ce" in done.stderr
-    assert np.char.find(done.stderr, "Traceback") < 0
-    shutil.rmtree(tmp_path)
+    assert "Traceback" not in done.stderr

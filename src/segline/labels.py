@@ -139,11 +139,11 @@ class Labels:
         Raises:
             ValueError: A raw value that belongs to no class, with how often it occurs.
         """
-        found, inverse = np.unique(raw, return_inverse=True)
-        rows = 1 if self.exclusive else self.num_classes
-        table = np.zeros((rows, len(found)), np.uint8)
+        found, places, counts = _occurring(raw)
+        table = np.zeros((1 if self.exclusive else self.num_classes, len(found)), np.uint8)
         unknown = []
-        for column, value in enumerate(found.tolist()):
+        for column in np.flatnonzero(counts).tolist():
+            value = int(found[column])
             member = [k for k, values in enumerate(self.values.values()) if value in values]
             if value in self.ignore:
                 table[:, column] = IGNORE_INDEX
@@ -152,10 +152,10 @@ class Labels:
             elif not self.exclusive and (member or value in self.rest):
                 table[member, column] = 1
             else:
-                unknown.append((value, int((inverse == column).sum())))
+                unknown.append((value, int(counts[column])))
         if unknown:
             raise ValueError(self._unknown(unknown))
-        mask = table[:, inverse.reshape(raw.shape)]
+        mask = table[:, places]
         return mask[0] if self.exclusive else mask
 
     def _unknown(self, unknown: list[tuple[int, int]]) -> str:
@@ -229,6 +229,17 @@ def parse_values(raw: RawValues) -> tuple[int, ...]:
             raise ValueError(f"a mask value is {raw!r}; expected an id such as 7 or a colour such as '#8429f6'")
         return (int(raw[1:], 16),)
     return tuple(value for item in raw for value in parse_values(item))
+
+
+def _occurring(raw: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp], NDArray[np.intp]]:
+    """Values, for each pixel the place of its own among them, and how often each occurs."""
+    if raw.size and (least := int(raw.min())) + 65536 > (
+        most := int(raw.max())
+    ):  # ids: counting them is quicker than sorting
+        places = raw.astype(np.intp) - least
+        return np.arange(least, most + 1), places, np.bincount(places.ravel())
+    found, places, counts = np.unique(raw, return_inverse=True, return_counts=True)
+    return found, places.reshape(raw.shape), counts
 
 
 def _plain(raw: RawValues) -> Any:

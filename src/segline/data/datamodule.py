@@ -100,6 +100,11 @@ class SegmentationDataModule(pl.LightningDataModule):
             raise ValueError(
                 f"data.window is {self.window} and data.margin {self.margin}; expected {spatial_dims} sizes each"
             )
+        if blocks and normalize == "case":
+            raise ValueError(
+                "data.blocks cuts a file into cases, but prediction sees whole files: data.normalize=case would measure other "
+                "pixels in each; set data.normalize=dataset"
+            )
         if bands is not None and len(bands) != in_channels:
             raise ValueError(
                 f"data.bands names {len(bands)} bands but data.in_channels is {in_channels}; set data.in_channels={len(bands)}"

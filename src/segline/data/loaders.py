@@ -31,7 +31,8 @@ def make_loader(
     dataset: Dataset[dict[str, Tensor]], sampler: Sampler[Any], batch_size: int, num_workers: int
 ) -> Loader:
     """Batches in the sampler's order."""
-    keep_decoded(_memory() // 10 // max(num_workers, 1))  # a worker inherits it
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    keep_decoded(_memory() // 10 // (processes * max(num_workers, 1)))  # a worker inherits it
     workers: dict[str, Any] = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
     if num_workers:  # forked: they start at once with all that was opened and imported, and readers cannot be pickled
         workers |= {"multiprocessing_context": "fork", "worker_init_fn": _start_worker}

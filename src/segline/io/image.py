@@ -52,8 +52,9 @@ def decode(path: Path, palette_as_ids: bool = False) -> NDArray[Any]:
     key = (str(path), path.stat().st_mtime_ns if path.exists() else 0, palette_as_ids)
     if key not in _kept:
         _kept[key] = _decode(path, palette_as_ids)
-        while sum(array.nbytes for array in _kept.values()) > _kept_bytes and len(_kept) > 1:
-            _kept.popitem(last=False)
+        held = sum(array.nbytes for array in _kept.values())
+        while held > _kept_bytes and len(_kept) > 1:
+            held -= _kept.popitem(last=False)[1].nbytes
     _kept.move_to_end(key)
     return _kept[key]
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.enums import ColorInterp, Compression
 
+from segline.io.cache import cached
 from segline.io.image import decode
 from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.io.raster import RasterFile
@@ -149,21 +150,29 @@ class _Objects:
     """One file an object: raw value 1 where any of them is."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.numbers: NDArray[np.int32] = np.zeros(decode(paths[0]).shape[:2], np.int32)
-        for number, path in enumerate(paths, 1):
-            _refuse_jpeg(path)
-            pixels = decode(path)
-            inside = pixels[..., : 3 if pixels.shape[2] >= 3 else 1].any(-1)  # a last band of alpha says nothing
-            if inside.shape != self.numbers.shape:
-                raise ValueError(
-                    f"{path} is {_size(inside.shape)}, but {paths[0].name} beside it is {_size(self.numbers.shape)}"
-                )
-            self.numbers[inside] = number
+        # Dozens of files, put together once and mapped into memory.
+        path = cached("objects", paths, 1, ".npy", lambda path: np.save(path, _number_objects(paths)))
+        self.numbers: NDArray[np.int32] = np.load(path, mmap_mode="r")
         self.shape: tuple[int, ...] = self.numbers.shape
         self.geometry = Geometry()
 
     def read_raw(self, window: Window) -> NDArray[Any]:
         return (self.numbers[window] > 0).astype(np.uint8)
+
+
+def _number_objects(paths: Sequence[Path]) -> NDArray[np.int32]:
+    """Number of the file whose object is at each pixel, from 1."""
+    numbers = np.zeros(decode(paths[0]).shape[:2], np.int32)
+    for number, path in enumerate(paths, 1):
+        _refuse_jpeg(path)
+        pixels = decode(path)
+        inside = pixels[..., : 3 if pixels.shape[2] >= 3 else 1].any(-1)  # a last band of alpha says nothing
+        if inside.shape != numbers.shape:
+            raise ValueError(
+                f"{path} is {_size(inside.shape)}, but {paths[0].name} beside it is {_size(numbers.shape)}"
+            )
+        numbers[inside] = number
+    return numbers
 
 
 def raw_mask(
