@@ -16,7 +16,7 @@ def run_light(*arguments: str) -> subprocess.CompletedProcess[str]:
     """Run, and see to it that nothing was imported that takes seconds."""
     code = (
         "import runpy, sys\n"
-        f"sys.argv = ['train.py', *{arguments!r}]\n"
+        f"sys.path.insert(0, {str(SRC)!r}); sys.argv = ['train.py', *{arguments!r}]\n"
         "try:\n"
         f"    runpy.run_path({str(SRC / 'train.py')!r}, run_name='__main__')\n"
         "finally:\n"
