@@ -21,6 +21,7 @@ from segline import pictures, tables
 from segline.budget import Budget
 from segline.data.cases import Case
 from segline.data.datamodule import SegmentationDataModule
+from segline.data.describe import describe
 from segline.inference.tiled import predict_tiles
 from segline.io.source import whole
 from segline.module import SegmentationModule
@@ -46,7 +47,7 @@ def announce(
     end = budget.end()
     lines = [
         f"run       {run_dir}",
-        *data.describe(),
+        *describe(data),
         f"network   {config.run.model}, {weights:,} weights; loss {config.run.loss}",
         f"hardware  {devices}, {trainer.precision}{layout}",
         f"budget    {budget}, {f'until {end:%H:%M}' if end else 'the progress bar says until when'}",

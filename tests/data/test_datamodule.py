@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from segline.data.datamodule import SegmentationDataModule
+from segline.data.describe import describe
 from segline.io.open import open_image
 from segline.labels import IGNORE_INDEX, Labels
 
@@ -88,7 +89,7 @@ def test_class_weights_follow_the_root_of_the_training_shares(root: Path) -> Non
 def test_what_will_be_trained_on_is_described(root: Path) -> None:
     data = module(root)
     data.prepare()
-    text = "\n".join(data.describe())
+    text = "\n".join(describe(data))
     masks, pixels = training_masks(data), np.stack(training_pictures(data)).astype(float)
     share = (masks == 1).sum() / (masks != 9).sum()
     assert "train: 8 in 8 groups, val: 2 in 2 groups" in text
@@ -105,7 +106,7 @@ def test_a_group_in_both_parts_of_an_official_split_is_said(tmp_path: Path) -> N
         rows.append({"image": f"{split}.png", "mask": f"m/{split}.png", "split": split, "group": "sequence 16"})
     data = module(tmp_path, table=rows)
     data.prepare()
-    assert any("beware: sequence 16 is in more than one part" in line for line in data.describe())
+    assert any("beware: sequence 16 is in more than one part" in line for line in describe(data))
 
 
 def test_preparing_twice_is_preparing_once(root: Path) -> None:
@@ -194,7 +195,7 @@ def test_overlapping_classes_reach_the_batches(root: Path) -> None:
     data.prepare()
     batch = next(iter(data.train_dataloader()))
     assert (batch["mask"].shape, batch["mask"].dtype) == ((2, 2, 16, 16), torch.uint8)
-    assert any("(overlapping)" in line for line in data.describe())
+    assert any("(overlapping)" in line for line in describe(data))
     assert sum(int((batch["mask"][:, 0] == 1).sum()) for batch in data.val_dataloader()) == sum(
         int((np.asarray(Image.open(case.masks[0])) == 1).sum()) for case in data.cases["val"]
     )
@@ -286,7 +287,7 @@ def test_cases_that_teach_nothing_are_left_out_and_noted(root: Path) -> None:
     data = module(root)
     data.prepare()
     assert sum(map(len, data.cases.values())) == 9
-    assert "note      s1: its mask is ignored everywhere" in data.describe()
+    assert "note      s1: its mask is ignored everywhere" in describe(data)
 
 
 def test_a_set_that_teaches_nothing_at_all_is_refused(tmp_path: Path) -> None:

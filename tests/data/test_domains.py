@@ -10,6 +10,7 @@ import torch
 from omegaconf import OmegaConf
 
 from segline.config import build, compose
+from segline.data.describe import describe
 from segline.labels import IGNORE_INDEX
 
 #: Domain -> bands, and dtypes of what its files hold.
@@ -90,7 +91,7 @@ def test_a_real_data_set_is_split_by_its_unit(real_data: Path, name: str) -> Non
     shared = {case.group for case in train} & {case.group for case in val}
     if name == "camvid":
         assert (len(train), len(val), shared) == (147, 34, {"0016E5"})
-        assert any("0016E5 is in more than one part" in line for line in data.describe())
+        assert any("0016E5 is in more than one part" in line for line in describe(data))
         return
     assert not shared
     groups = [len({case.group for case in part}) for part in (train, val)]

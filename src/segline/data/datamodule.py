@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 
-from segline.data.cases import SPLITS, Case, find_cases, list_faults, read_table
+from segline.data.cases import Case, find_cases, list_faults, read_table
 from segline.data.loaders import Loader, make_loader, spare_cores
 from segline.data.scan import Facts, merge_statistics, scan
 from segline.data.splits import cut_blocks, split_cases
@@ -246,36 +246,6 @@ class SegmentationDataModule(pl.LightningDataModule):
             "window": self.window,
             "margin": self.margin,
         }
-
-    def describe(self) -> list[str]:
-        """Lines that say what will be trained on."""
-        parts = [
-            f"{s}: {len(cases)} in {len({c.group for c in cases})} groups" for s, cases in self.cases.items() if cases
-        ]
-        shared = {c.group for c in self.cases["train"]} & {c.group for s in SPLITS[1:] for c in self.cases[s]}
-        pixels = self.pixels("train")
-        shares = ", ".join(
-            f"{name} {count / max(self._total(), 1):.1%}" for name, count in zip(self.labels.names, pixels, strict=True)
-        )
-        bands = self.statistics()
-        ranges = "; ".join(f"{m:.4g} ± {s:.3g}" for m, s in zip(bands.mean, bands.std, strict=True))
-        lines = [f"cases     {', '.join(parts)}"]
-        if shared:
-            lines.append(
-                f"          beware: {', '.join(sorted(shared)[:5])} is in more than one part (the official split)"
-            )
-        background = f", means without {self.labels.background}" if self.labels.background else ""
-        window = " x ".join(map(str, self.window))
-        lines += [
-            f"classes   {shares} ({self.labels.scheme}{background})",
-            f"bands     {self.in_channels}: {ranges}; normalised by the {self.normalize.scope}",
-            f"windows   {window}, {self.batch_size} a step, {self.steps_per_epoch} steps an epoch, {self.num_workers} workers",
-        ]
-        return lines + [f"note      {line}" for line in self.notes]
-
-    def _total(self) -> int:
-        """Pixels of the training part that count."""
-        return sum(int(np.prod(self.facts[c.name].shape)) - self.facts[c.name].ignored for c in self.cases["train"])
 
     # Loaders
 
