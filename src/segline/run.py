@@ -26,6 +26,7 @@ def train(config: DictConfig) -> float | None:
     started = {"overrides": list(hydra_config.overrides.task), "config_dir": own[0] if own else None}
     resolved = _resolve(config, {"name": run_dir.name, **chosen, **started})
     # Under a name of its own: the folder's config is another run's until the job holds the folder.
+    run_dir.mkdir(parents=True, exist_ok=True)
     path = run_dir / f".{os.getpid()}.yaml"
     OmegaConf.save(resolved, path)
     try:
