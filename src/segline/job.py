@@ -74,6 +74,10 @@ def run(path: Path) -> None:
         try:
             trainer.fit(module, data, ckpt_path=run_dir / RESUME if resume else None, weights_only=True)
             _finish(config, run_dir, trainer, module, data)
+            if torch.distributed.is_initialized():
+                # All leave together: a process that ends while its peers still talk to it is aborted by gloo's threads.
+                torch.distributed.barrier()
+                torch.distributed.destroy_process_group()
         finally:
             for logger in trainer.loggers:
                 if hasattr(logger, "finish"):

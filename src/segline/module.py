@@ -109,10 +109,12 @@ class SegmentationModule(pl.LightningModule):
 
     def _evaluate(self, split: str, batch: Batch) -> None:
         logits = self(batch["image"]).float()
-        loss = self.loss(logits, batch["mask"])
-        if not torch.isfinite(loss):  # a decision on logits that are not finite would be scored like any other
-            raise ValueError(self._say_not_finite(loss, split, batch))
-        self.meters(split).update(loss, logits, batch)
+        # One by one: some losses look at the batch as a whole, and the value must not depend on who shares it.
+        pairs = zip(logits.split(1), batch["mask"].split(1), strict=True)
+        losses = torch.stack([self.loss(one, mask) for one, mask in pairs])
+        if not torch.isfinite(losses).all():  # a decision on logits that are not finite would be scored like any other
+            raise ValueError(self._say_not_finite(losses.sum(), split, batch))
+        self.meters(split).update(losses, logits, batch)
 
     def _log(self, split: str) -> None:
         """Log what was measured in this epoch; classes that occur nowhere have no value."""
@@ -155,10 +157,11 @@ class Meters(nn.Module):
         self.further = nn.ModuleDict({name: metric.clone() for name, metric in further.items()})
 
     def update(self, loss: Tensor, logits: Tensor, batch: Batch) -> None:
-        """Measure a batch of logits `[B, K, *S]`."""
+        """Measure logits `[B, K, *S]` with their loss: one of the batch, or one of each sample [B]."""
         mask, pred = batch["mask"], self.labels.decide(self.labels.probs(logits))
         valid = self.labels.valid(mask)
-        self.loss.update(loss, valid.sum())
+        counts = valid.flatten(1).sum(1)
+        self.loss.update(loss, counts if loss.ndim else counts.sum())
         self.overlap.update(pred, mask, batch["case"])
         for metric in self._further():
             metric.update(pred[valid], mask[valid])
