@@ -102,6 +102,12 @@ def test_the_config_stands_above_the_options_that_a_checkpoint_brings_back(
     assert rates[4:] == pytest.approx([0.4] * 4)
 
 
+def test_a_callback_of_the_users_own_is_one_override(tmp_path: Path, few_scenes: Path) -> None:
+    timer = "+callbacks.further.timer._target_=pytorch_lightning.callbacks.Timer"
+    last = run(tmp_path / "run", few_scenes, "trainer.max_epochs=1", timer, "+callbacks.further.none=null")
+    assert "time_elapsed" in last["callbacks"]["Timer"]
+
+
 def test_a_wrong_time_is_answered_with_one_that_works() -> None:
     config = compose(["trainer.max_time=10min"])
     with pytest.raises(ValueError, match="00:00:10:00"):

@@ -94,7 +94,10 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_nothing_of_wandb_is_imported_without_it(tmp_path: Path) -> None:
-    code = f"import sys; sys.path.insert(0, {str(TRAIN.parent)!r}); from segline.cli import main; main('train'); assert 'wandb' not in sys.modules"
+    code = (
+        f"import sys; sys.path.insert(0, {str(TRAIN.parent)!r}); from segline.cli import main\n"
+        "main('train'); assert 'wandb' not in sys.modules"
+    )
     command = [sys.executable, "-c", code, *TINY, f"hydra.run.dir={tmp_path}/run", "logger=none"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

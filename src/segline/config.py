@@ -18,8 +18,8 @@ CONF_DIR = next(folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf")
 #: The resolved config of a run, in its folder.
 CONFIG = "config.yaml"
 
-# A name of a folder from overrides: data/augment=none would make two of them.
-OmegaConf.register_new_resolver("slug", lambda text: text.replace("/", "."), replace=True)
+# A name of a folder from overrides: data/augment=none would make two of them, and names end at 255 bytes.
+OmegaConf.register_new_resolver("slug", lambda text: text.replace("/", ".")[:200], replace=True)
 # Null has no length yet: the classes of data=folder are found when the command runs.
 OmegaConf.register_new_resolver("len", lambda value: None if value is None else len(value), replace=True)
 

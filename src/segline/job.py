@@ -136,6 +136,7 @@ def _build_callbacks(config: DictConfig, run_dir: Path, budget: Budget, card: Ca
         *([EarlyStopping(objective.name, mode=mode, check_finite=False, **stopping)] if stopping else []),
         EpochTable(run_dir / "metrics.csv"),
         Checkpoints(run_dir, card, objective, budget, config.callbacks.checkpoint_minutes),
+        *(callback for callback in build(config.callbacks.further).values() if callback),
     ]
 
 

@@ -24,6 +24,7 @@ from segline.data.datamodule import SegmentationDataModule
 from segline.data.describe import describe
 from segline.inference.tiled import predict_tiles
 from segline.io.source import whole
+from segline.labels import Labels
 from segline.module import SegmentationModule
 from segline.precision import memory_format
 
@@ -202,25 +203,26 @@ def _show_cases(
     split: str, last: Result, module: SegmentationModule, data: SegmentationDataModule
 ) -> list[dict[str, Any]]:
     """The best, the median and the worst case of a split, predicted anew, whole."""
-    ranked = sorted((row for row in last.rows if np.isfinite(_mean_dice(row))), key=_mean_dice)
+    dice = {row["case"]: _mean_dice(row, data.labels) for row in last.rows}
+    ranked = sorted((name for name, value in dice.items() if np.isfinite(value)), key=dice.__getitem__)
     by_name = {case.name: case for case in data.cases[split]}
     places = {len(ranked) - 1: "best", 0: "worst"} if ranked else {}
     if len(ranked) > 2:
         places = {len(ranked) - 1: "best", len(ranked) // 2: "median", 0: "worst"}
     shown = []
     for place, rank in places.items():
-        row = ranked[place]
-        image, mask, pred = _predict_case(by_name[row["case"]], module, data)
-        title = f"{rank}: {row['case']}, Dice {_mean_dice(row):.3f}"
+        name = ranked[place]
+        image, mask, pred = _predict_case(by_name[name], module, data)
+        title = f"{rank}: {name}, Dice {dice[name]:.3f}"
         shown.append({"image": image, "mask": mask, "pred": pred, "title": title})
     return shown
 
 
-def _mean_dice(row: dict[str, Any]) -> float:
-    values = [
-        value for name, value in row.items() if name.startswith("dice/") and value is not None and np.isfinite(value)
-    ]
-    return float(np.mean(values)) if values else float("nan")
+def _mean_dice(row: dict[str, Any], labels: Labels) -> float:
+    """Of a case, over the classes that means are taken over; nan where none of them is there or predicted."""
+    values = [row[f"dice/{labels.names[k]}"] for k in labels.shown]
+    there = [value for value in values if value is not None and np.isfinite(value)]
+    return float(np.mean(there)) if there else float("nan")
 
 
 def _predict_case(

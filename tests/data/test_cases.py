@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from segline.data.cases import find_cases, list_faults, natural, read_table
 
@@ -167,6 +171,27 @@ def test_all_faults_of_a_table_are_said_at_once(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("image,mask\n")
     with pytest.raises(ValueError, match="has no rows"):
         read_table("empty.csv", tmp_path)
+
+
+@given(st.integers(1, 40), st.integers(1, 15))
+def test_runs_of_neighbours_are_groups_and_none_is_a_sliver(count: int, length: int) -> None:
+    rows = [{"image": f"{n}.png", "mask": "m.png", "name": f"{n}"} for n in range(count)]
+    with TemporaryDirectory() as folder:
+        touch(Path(folder), "m.png", *(row["image"] for row in rows))
+        cases = read_table(rows[::-1], Path(folder), group=length)
+    groups = [case.group for case in sorted(cases, key=lambda case: int(case.name))]
+    runs = [(group, len(list(same))) for group, same in groupby(groups)]
+    assert len({group for group, _ in runs}) == len(runs)  # no group comes back
+    assert all(size == length for _, size in runs[:-1])
+    assert min(length, count) / 2 <= runs[-1][1] < max(1.5 * length, length + 1)
+
+
+def test_runs_keep_to_an_official_split_and_are_named_by_their_ends(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"{split}/{kind}_{n}.png" for split in ("train", "val") for kind in "im" for n in range(9, 12)))
+    cases = find_cases(tmp_path, "{split}/i_{name}.png", "{split}/m_{name}.png", group=3)
+    assert {case.group for case in cases} == {"train/9..train/11", "val/9..val/11"}
+    with pytest.raises(ValueError, match="data.group is 0"):
+        find_cases(tmp_path, "{split}/i_{name}.png", "{split}/m_{name}.png", group=0)
 
 
 def test_a_long_list_of_faults_is_cut_with_their_number() -> None:

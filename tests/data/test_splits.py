@@ -80,13 +80,6 @@ def test_few_groups_give_each_part_one() -> None:
     assert len(split_cases(named("a"), 0.0, 0.0)["train"]) == 1
 
 
-def test_by_name_the_last_sections_validate_in_one_run() -> None:
-    sections = [f"{n}" for n in (0, 1, 2, 5, 8, 9, 10, 11, 28, 29)]
-    parts = split_cases(named(reversed(sections)), 0.2, 0.2, order="name")
-    assert {one.name for one in parts["test"]} == {"28", "29"}
-    assert {one.name for one in parts["val"]} == {"10", "11"}
-
-
 def test_an_official_split_stands() -> None:
     cases = [case(f"t{n}", split="train") for n in range(10)] + [case("v", split="val"), case("x", split="test")]
     assert places(split_cases(cases, 0.5, 0.5 - 1e-9)) == {one.name: one.split for one in cases}
@@ -104,11 +97,6 @@ def test_a_part_that_the_official_split_lacks_is_cut_from_its_training_part() ->
 def test_shares_that_leave_nothing_are_refused(val: float, test: float) -> None:
     with pytest.raises(ValueError, match=r"data.val is .* and data.test"):
         split_cases(named("abc"), val, test)
-
-
-def test_an_order_that_does_not_exist_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"data.order is 'random'; expected hash or name"):
-        split_cases(named("abc"), 0.2, 0.0, order="random")
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40))

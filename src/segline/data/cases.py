@@ -7,7 +7,8 @@ import glob
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -15,6 +16,9 @@ from segline.io.source import Window
 from segline.io.vectors import Burn
 
 SPLITS = ("train", "val", "test")
+
+#: How groups are found: by a field or an expression, or as runs of so many neighbours.
+Group = str | int | None
 
 
 @dataclass(frozen=True)
@@ -42,9 +46,7 @@ class Case:
     block: Window | None = field(default=None, hash=False)
 
 
-def find_cases(
-    root: Path, images: str | Sequence[str], masks: str, group: str | None = None, burn: Burn = 1
-) -> list[Case]:
+def find_cases(root: Path, images: str | Sequence[str], masks: str, group: Group = None, burn: Burn = 1) -> list[Case]:
     r"""Cases by templates of paths below `root`.
 
     `{name}` in a template stands for any text without a slash, the same in images and masks; fields are free to choose, and several
@@ -54,8 +56,8 @@ def find_cases(
         root: Folder of the data set.
         images: Template of the images; a list of templates is one file a band.
         masks: Template of the masks, with fields of the images' only.
-        group: Field that names a case's group, or an expression whose first bracket finds it in the case's name, such as `(\w+)_`;
-            None: each case is a group of its own.
+        group: Field that names a case's group; an expression whose first bracket finds it in the case's name, such as `(\w+)_`; or a
+            number: runs of so many neighbours. None: each case is a group of its own.
         burn: What polygons burn.
 
     Raises:
@@ -93,7 +95,7 @@ def find_cases(
         )
     if faults:
         raise ValueError(list_faults(faults))
-    return cases
+    return _in_runs(cases, group) if isinstance(group, int) else cases
 
 
 def _no_images(root: Path, template: str) -> str:
@@ -111,12 +113,12 @@ def _glob(root: Path, pattern: str) -> tuple[Path, ...]:
 
 
 def read_table(
-    table: str | Path | Sequence[Mapping[str, Any]], root: Path, group: str | None = None, burn: Burn = 1
+    table: str | Path | Sequence[Mapping[str, Any]], root: Path, group: Group = None, burn: Burn = 1
 ) -> list[Case]:
     """Cases by rows of image, mask and perhaps name, group, split, burn: a CSV file, or the rows themselves.
 
     An image may be several files, one a band: a list, or in a CSV a text with `;` between them. `group` is as for `find_cases`, of columns
-    instead of fields; a column `group` goes before it.
+    instead of fields; a column `group` goes before a field or an expression.
 
     Raises:
         ValueError: A column or a file is missing: all of them at once.
@@ -148,7 +150,7 @@ def read_table(
     faults += [f"the table has several rows of the name {name}; expected one for each image" for name in twice]
     if faults:
         raise ValueError(list_faults(faults))
-    return cases
+    return _in_runs(cases, group) if isinstance(group, int) else cases
 
 
 def _read_csv(path: Path) -> list[Mapping[str, Any]]:
@@ -213,9 +215,9 @@ def _fill(template: str, fields: Mapping[str, str], what: str = "data.images") -
         ) from error
 
 
-def _group(name: str, fields: Mapping[str, Any], group: str | None) -> str | None:
-    """The group of a case by its fields or its name; None: it is one of its own."""
-    if group is None:
+def _group(name: str, fields: Mapping[str, Any], group: Group) -> str | None:
+    """The group of a case by its fields or its name; None: it is one of its own, or in a run."""
+    if group is None or isinstance(group, int):
         return None
     if group in fields:
         return str(fields[group])
@@ -225,6 +227,23 @@ def _group(name: str, fields: Mapping[str, Any], group: str | None) -> str | Non
             f"data.group is {group!r}, which is no field of the templates ({sorted(fields)}) and finds no (...) in the name {name!r}"
         )
     return match.group(1)
+
+
+def _in_runs(cases: Sequence[Case], length: int) -> list[Case]:
+    """Make runs of neighbours groups: a section of a stack and a frame of a film are much like the next.
+
+    Neighbours are so in natural order; a rest of less than half a run goes to the run before it.
+    """
+    if length < 1:
+        raise ValueError(f"data.group is {length}; a number is the length of runs of neighbours, 1 or more")
+    grouped = []
+    for split in (None, *SPLITS):
+        part = sorted((case for case in cases if case.split == split), key=lambda case: natural(case.name))
+        last = max(0, (len(part) + length // 2) // length - 1)
+        for _, members in groupby(enumerate(part), key=lambda item: min(item[0] // length, last)):
+            run = [case for _, case in members]
+            grouped += [replace(case, group=f"{run[0].name}..{run[-1].name}") for case in run]
+    return grouped
 
 
 def list_faults(faults: Iterable[str], most: int = 20) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 
-from segline.data.cases import Case, find_cases, list_faults, read_table
+from segline.data.cases import Case, Group, find_cases, list_faults, read_table
 from segline.data.loaders import Loader, make_loader, spare_cores
 from segline.data.scan import Facts, merge_statistics, scan
 from segline.data.splits import cut_blocks, split_cases
@@ -36,10 +36,9 @@ class SegmentationDataModule(pl.LightningDataModule):
         spatial_dims: 2 for images, 3 for volumes.
         window: Size of a window in pixels, `*S`.
         margin: Context at each inner border of an evaluation tile, `*S`.
-        group: Field or expression that finds a case's group; None: each case by itself.
+        group: Field or expression that finds a case's group, or the length of runs of neighbours; None: each case by itself.
         val: Share of the groups for validation, where there is no official split.
         test: Share of the groups for the test.
-        order: How groups are drawn: `hash`, or `name` for neighbouring sections.
         blocks: Cut each raster into blocks of this size and split those; None: whole files.
         bands: Bands to use, counted from 1; None: all.
         spacing_mm: Spacing that volumes are resampled to, `(D, H, W)`; None: the files' own.
@@ -66,10 +65,9 @@ class SegmentationDataModule(pl.LightningDataModule):
         window: Sequence[int],
         margin: Sequence[int],
         table: str | Sequence[Mapping[str, Any]] | None = None,
-        group: str | None = None,
+        group: Group = None,
         val: float = 0.2,
         test: float = 0.0,
-        order: str = "hash",
         blocks: int | None = None,
         bands: Sequence[int] | None = None,
         spacing_mm: Sequence[float] | None = None,
@@ -87,7 +85,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.root, self.images, self.masks, self.table, self.origin = root, images, masks, table, origin
         self.labels, self.in_channels, self.spatial_dims = labels, in_channels, spatial_dims
         self.window, self.margin = list(window), list(margin)
-        self.group, self.val, self.test, self.order, self.blocks = group, val, test, order, blocks
+        self.group, self.val, self.test, self.blocks = group, val, test, blocks
         self.bands, self.spacing_mm, self.burn = bands, spacing_mm, burn
         self.normalize, self.foreground, self.augment, self.seed = Normalize(normalize), foreground, augment, seed
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
@@ -138,7 +136,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             raise ValueError(
                 f"{listed}\nnothing is left to train on; are data.labels.ignore and the files' no-data values right?"
             )
-        self.cases = split_cases(used, self.val, self.test, self.order)
+        self.cases = split_cases(used, self.val, self.test)
         self._check_classes()
         if self.normalize.scope == "dataset":
             statistics = self.statistics()
@@ -159,11 +157,9 @@ class SegmentationDataModule(pl.LightningDataModule):
             raise ValueError(
                 f"there is no folder {root}; set data.root to where the data set lies, or SEGLINE_DATA to the folder above.{where}"
             )
-        return (
-            read_table(self.table, root, self.group, self.burn)
-            if self.table
-            else find_cases(root, self.images, self.masks, self.group, self.burn)
-        )
+        if self.table:
+            return read_table(self.table, root, self.group, self.burn)
+        return find_cases(root, self.images, self.masks, self.group, self.burn)
 
     def _cut(self, cases: Sequence[Case], size: int, faults: list[str]) -> list[Case]:
         """Blocks of all cases that can be opened."""

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 
-from segline.data.cases import SPLITS, Case, natural
+from segline.data.cases import SPLITS, Case
 
 #: With fewer groups than this, shares are cut from the groups sorted by hash; a threshold on the hash would miss them by far.
 _FEW = 50
 
 
-def split_cases(cases: Sequence[Case], val: float, test: float, order: str = "hash") -> dict[str, list[Case]]:
-    """Assign cases to parts by group.
+def split_cases(cases: Sequence[Case], val: float, test: float) -> dict[str, list[Case]]:
+    """Assign cases to parts by the hash of their groups' names, so that new cases don't move old ones.
 
     Official splits stand. A part that they lack is cut from the official training part, if a share of it is asked for.
 
@@ -22,14 +22,10 @@ def split_cases(cases: Sequence[Case], val: float, test: float, order: str = "ha
         cases: All cases.
         val: Share of the groups for validation.
         test: Share of the groups for the test.
-        order: `hash`: groups are drawn by the hash of their names, so that new cases don't move old ones; `name`: the last groups
-            in natural order, for neighbouring sections.
 
     Raises:
         ValueError: Shares that leave nothing to train on, or to validate with.
     """
-    if order not in ("hash", "name"):
-        raise ValueError(f"data.order is {order!r}; expected hash or name")
     if val < 0 or test < 0 or val + test >= 1:
         raise ValueError(
             f"data.val is {val} and data.test {test}; expected shares of 0 or more that leave something to train on"
@@ -39,7 +35,7 @@ def split_cases(cases: Sequence[Case], val: float, test: float, order: str = "ha
     if any(parts.values()) and not free:  # an official split, perhaps without a validation part
         free, parts["train"] = parts["train"], []
         val, test = (0.0 if parts["val"] else val), (0.0 if parts["test"] else test)
-    chosen = _assign(sorted({case.group for case in free}), val, test, order)
+    chosen = _assign(sorted({case.group for case in free}), val, test)
     for case in free:
         parts[chosen[case.group]].append(case)
     for split, share in (("train", 1.0), ("val", val)):
@@ -52,11 +48,11 @@ def split_cases(cases: Sequence[Case], val: float, test: float, order: str = "ha
     return parts
 
 
-def _assign(groups: list[str], val: float, test: float, order: str) -> dict[str, str]:
+def _assign(groups: list[str], val: float, test: float) -> dict[str, str]:
     """Split of each group."""
-    if order == "name" or len(groups) < _FEW:
+    if len(groups) < _FEW:
         # The least hashes are drawn first, as by the threshold, so that a set which grows beyond the few keeps its parts.
-        ranked = sorted(groups, key=natural) if order == "name" else sorted(groups, key=_hash, reverse=True)
+        ranked = sorted(groups, key=_hash, reverse=True)
         counts = {split: _count(len(groups), share) for split, share in (("test", test), ("val", val))}
         chosen = dict.fromkeys(ranked, "train")
         for split in ("test", "val"):
