@@ -3,7 +3,7 @@
     python benchmarks/steps.py [any override of src/train.py]
 
 Then the same bare loop in float32, contiguous, against bfloat16, channels last. For 2D and 3D, each with the defaults of its data.
-Medians of 30 steps, best of three rounds that take turns: the ratios hold anywhere, the times belong to the machine.
+Medians of 30 steps, best of five rounds that take turns: the ratios hold anywhere, the times belong to the machine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from segline.config import build, compose
 from segline.optim import parameter_groups
 from segline.precision import fast_precision, memory_format
 
-STEPS, WARMUP, ROUNDS = 30, 5, 3
+STEPS, WARMUP, ROUNDS = 30, 5, 5
 
 
 class Stopwatch(pl.callbacks.Callback):
@@ -97,7 +97,7 @@ def main() -> None:
         config = OmegaConf.create({"run": {"name": "steps", "data": data, "model": "", "loss": ""}, **composed})  # type: ignore[dict-item]
         layout = config.trainer.channels_last
         ours, plain = best((through_the_pipeline(config), bare(config, low, layout)) for _ in range(ROUNDS))
-        slow, fast = best((bare(config, False, False), bare(config, True, True)) for _ in range(ROUNDS - 1))
+        slow, fast = best((bare(config, False, False), bare(config, True, True)) for _ in range(2))
         print(f"{data}: pipeline {ours * 1e3:.0f} ms, bare loop {plain * 1e3:.0f} ms a step: {ours / plain - 1:+.1%}")
         print(
             f"{data}: float32 contiguous {slow * 1e3:.0f} ms, bfloat16 channels last {fast * 1e3:.0f} ms: {slow / fast:.1f} x as fast"

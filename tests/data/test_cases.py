@@ -190,7 +190,7 @@ def test_runs_keep_to_an_official_split_and_are_named_by_their_ends(tmp_path: Pa
     touch(tmp_path, *(f"{split}/{kind}_{n}.png" for split in ("train", "val") for kind in "im" for n in range(9, 12)))
     cases = find_cases(tmp_path, "{split}/i_{name}.png", "{split}/m_{name}.png", group=3)
     assert {case.group for case in cases} == {"train/9..train/11", "val/9..val/11"}
-    with pytest.raises(ValueError, match="data.group is 0"):
+    with pytest.raises(ValueError, match=r"data\.group is 0"):
         find_cases(tmp_path, "{split}/i_{name}.png", "{split}/m_{name}.png", group=0)
 
 
