@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from segline.explain import nearest
+
 SRC = Path(__file__).resolve().parents[1] / "src"
 
 
@@ -87,3 +89,7 @@ def test_resume_of_what_is_no_run_is_refused(tmp_path: Path) -> None:
     assert answer.returncode == 1
     assert "not a run folder" in answer.stderr
     assert os.listdir(tmp_path) == []
+
+
+def test_a_name_is_offered_once() -> None:
+    assert nearest("optimzer.lr", ["optimizer", "optimizer.lr", "optimizer"]).count("optimizer") == 2

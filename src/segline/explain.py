@@ -82,7 +82,7 @@ def _known(command: str) -> list[str]:
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """A hint at the names that are most like a word, by the whole name or by its last part."""
-    known = list(known)
+    known = list(dict.fromkeys(known))
     close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
     if not close:
         last = {name: name.rsplit(".", 1)[-1] for name in known}
