@@ -201,6 +201,7 @@ def test_a_folder_in_use_or_of_another_model_is_refused(tmp_path: Path) -> None:
     assert sorted((path.name, path.read_bytes()) for path in run_dir.iterdir() if path.is_file()) == before
     other = train(run_dir, *overrides, "resume=auto", "model.channels=[4,4]", check=False)
     assert "another model" in other.stderr
+    assert sorted((path.name, path.read_bytes()) for path in run_dir.iterdir() if path.is_file()) == before
     import fcntl
 
     with (run_dir / ".lock").open("a+") as lock:

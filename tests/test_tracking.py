@@ -79,7 +79,7 @@ def test_a_run_without_a_key_is_offline_and_readable_as_it_comes(tmp_path: Path)
     shown = rows[-1]
     for name in ("curves", "cases", "confusion", "augmented"):
         assert (path.parent / "files" / shown[f"pictures/{name}/path"]).exists()
-    assert shown["cases/count"] == 3
+    assert shown["cases/count"] == 2
     assert set(shown["cases/all_masks"][0]) == {"truth", "prediction"}
 
 
@@ -90,6 +90,13 @@ def test_a_resumed_run_goes_on_in_the_same_run_of_wandb(tmp_path: Path) -> None:
     paths = list((tmp_path / "run" / "wandb").glob("offline-run-*/*.wandb"))
     assert len(paths) == 2
     assert len({path.stem for path in paths}) == 1
+
+
+@pytest.mark.slow
+def test_two_processes_are_one_run_of_wandb(tmp_path: Path) -> None:
+    two = ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]
+    train(tmp_path / "run", "logger=wandb", *two, "trainer.max_epochs=1", "callbacks.pictures=false")
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 1
 
 
 @pytest.mark.slow

@@ -49,9 +49,6 @@ def run(path: Path) -> None:
     _silence()
     with _locked(run_dir) if rank == 0 else nullcontext():
         resume = _resume_checkpoint(config, run_dir)
-        if rank == 0:
-            with committed(run_dir / CONFIG) as temporary:
-                OmegaConf.save(config, temporary)
         pl.seed_everything(config.seed, verbose=False)
         data = build(config.data)
         data.prepare()
@@ -65,12 +62,15 @@ def run(path: Path) -> None:
         precision = _hardware(config.trainer)["precision"]
         card = Card(network=network, precision=precision, trained_on=config.run.data, **data.card_fields())
         budget = _budget(config.trainer)
-        trainer = _build_trainer(config, run_dir, budget, _build_callbacks(config, run_dir, budget, card))
-        if trainer.is_global_zero:
-            report.announce(config, run_dir, data, module, trainer, budget)
         if resume is not None:
             _check_fits(resume, card)
             data.go_on(**{key: resume["training"][key] for key in ("epoch", "batches")})
+        if rank == 0:  # from here on the folder is this run's
+            with committed(run_dir / CONFIG) as temporary:
+                OmegaConf.save(config, temporary)
+        trainer = _build_trainer(config, run_dir, budget, _build_callbacks(config, run_dir, budget, card))
+        if trainer.is_global_zero:
+            report.announce(config, run_dir, data, module, trainer, budget)
         try:
             trainer.fit(module, data, ckpt_path=run_dir / RESUME if resume else None, weights_only=True)
             _finish(config, run_dir, trainer, module, data)
@@ -133,7 +133,7 @@ def _build_callbacks(config: DictConfig, run_dir: Path, budget: Budget, card: Ca
         budget,
         LearningRate(build(config.scheduler), budget, objective),
         Progress(objective, budget),
-        *([EarlyStopping(objective.name, mode=mode, check_finite=False, **stopping)] if stopping else []),
+        *([EarlyStopping(objective.name, mode=mode, check_finite=False, strict=False, **stopping)] if stopping else []),
         EpochTable(run_dir / "metrics.csv"),
         Checkpoints(run_dir, card, objective, budget, config.callbacks.checkpoint_minutes),
         *(callback for callback in build(config.callbacks.further).values() if callback),

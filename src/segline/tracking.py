@@ -44,13 +44,12 @@ def wandb_run(
         config=OmegaConf.to_container(config),
         settings=wandb.Settings(silent=True, console="off"),
     )
-    experiment = logger.experiment
-    if hasattr(experiment, "define_metric"):  # other processes than the first hold a stand-in
-        experiment.define_metric("*", step_metric="epoch")
-        experiment.define_metric("loss", step_metric="trainer/global_step")
-        experiment.define_metric(
-            config.objective, step_metric="epoch", summary="min" if config.objective.endswith("loss") else "max"
-        )
+    experiment = logger.experiment  # in other processes than the first a stand-in that takes anything
+    experiment.define_metric("*", step_metric="epoch")
+    experiment.define_metric("loss", step_metric="trainer/global_step")
+    experiment.define_metric(
+        config.objective, step_metric="epoch", summary="min" if config.objective.endswith("loss") else "max"
+    )
     return logger
 
 
@@ -76,6 +75,7 @@ class WandbRun(WandbLogger):
         shown = {f"pictures/{path.stem}": wandb.Image(str(path)) for path in report.pictures}
         self.experiment.log({**shown, "cases": [_under_masks(case, labels) for case in report.cases]})
 
+    @rank_zero_only
     def finish(self) -> None:
         """Close the run; where it is offline, say how to look at it and how to send it."""
         experiment = self.experiment

@@ -173,6 +173,12 @@ def test_all_faults_of_a_table_are_said_at_once(tmp_path: Path) -> None:
         read_table("empty.csv", tmp_path)
 
 
+def test_brackets_in_the_name_of_a_folder_are_brackets(tmp_path: Path) -> None:
+    root = touch(tmp_path / "set [raw]", "i_1.png", "m_1.png", "o_1/a.png")
+    assert [case.name for case in find_cases(root, "i_{name}.png", "m_{name}.png")] == ["1"]
+    assert len(find_cases(root, "i_{name}.png", "o_{name}/*.png")[0].masks) == 1
+
+
 @given(st.integers(1, 40), st.integers(1, 15))
 def test_runs_of_neighbours_are_groups_and_none_is_a_sliver(count: int, length: int) -> None:
     rows = [{"image": f"{n}.png", "mask": "m.png", "name": f"{n}"} for n in range(count)]

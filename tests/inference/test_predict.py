@@ -171,6 +171,14 @@ def test_the_folder_of_the_input_is_refused_as_output(tmp_path: Path, checkpoint
     assert (tmp_path / "in" / "a.png").read_bytes() == before
 
 
+def test_no_mask_is_written_over_another_input(tmp_path: Path, checkpoint: str) -> None:
+    pictures(tmp_path, "in/a.png", "in/out/a.png")
+    before = (tmp_path / "in" / "out" / "a.png").read_bytes()
+    with pytest.raises(ValueError, match="overwritten"):
+        predict_files(checkpoint, str(tmp_path / "in" / "**" / "*.png"), str(tmp_path / "in" / "out"))
+    assert (tmp_path / "in" / "out" / "a.png").read_bytes() == before
+
+
 def test_all_faults_are_said_before_anything_is_predicted(tmp_path: Path, checkpoint: str) -> None:
     pictures(tmp_path / "in", "a.png")
     pictures(tmp_path / "in", "grey.png", bands=1)

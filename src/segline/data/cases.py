@@ -109,7 +109,7 @@ def _no_images(root: Path, template: str) -> str:
 
 def _glob(root: Path, pattern: str) -> tuple[Path, ...]:
     """Files below a root, with `*` alone as a wildcard."""
-    return tuple(sorted(map(Path, glob.glob(str(root / glob.escape(pattern).replace("[*]", "*"))))))
+    return tuple(sorted(map(Path, glob.glob(str(_escaped(root) / glob.escape(pattern).replace("[*]", "*"))))))
 
 
 def read_table(
@@ -175,6 +175,11 @@ def _burn(value: Any) -> Any:
     return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
+def _escaped(folder: Path) -> Path:
+    """For globs, in which brackets mean something."""
+    return Path(glob.escape(str(folder)))
+
+
 def _match(root: Path, template: str) -> list[tuple[dict[str, str], Path]]:
     """Files that fit a template, with the texts of its fields, in natural order."""
     seen: set[str] = set()
@@ -192,7 +197,7 @@ def _match(root: Path, template: str) -> list[tuple[dict[str, str], Path]]:
     )
     wild = "".join("*" if part.startswith("{") else glob.escape(part) for part in parts)
     found = []
-    for path in map(Path, glob.glob(str(root / wild) if not Path(wild).is_absolute() else wild)):
+    for path in map(Path, glob.glob(str(_escaped(root) / wild))):
         text = (
             str(path.relative_to(root)) if path.is_relative_to(root) and not Path(template).is_absolute() else str(path)
         )

@@ -50,7 +50,8 @@ def _plan(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
     jobs = {file: folder / file.resolve().relative_to(shared) for file in files}
     # Photographs' masks are PNG files, whatever the photographs are.
     jobs = {file: path.with_suffix(".png") if path.suffix.lower() in FORMATS else path for file, path in jobs.items()}
-    if any(file.parent.resolve() == path.parent.resolve() for file, path in jobs.items()):
+    inputs = {file.resolve() for file in jobs}
+    if any(path.resolve() in inputs or file.parent.resolve() == path.parent.resolve() for file, path in jobs.items()):
         raise ValueError(
             f"output={folder} is the folder of the input, whose files would be overwritten; name another folder"
         )
