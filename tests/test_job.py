@@ -10,7 +10,8 @@ from omegaconf import OmegaConf
 
 from segline import job, tables
 from segline.budget import LearningRate
-from segline.checkpoints import RESUME, read
+from segline.callbacks import Checkpoints
+from segline.checkpoints import BEST, RESUME, read
 from segline.config import compose
 from segline.schedules import Cosine
 
@@ -106,6 +107,49 @@ def test_a_callback_of_the_users_own_is_one_override(tmp_path: Path, few_scenes:
     timer = "+callbacks.further.timer._target_=pytorch_lightning.callbacks.Timer"
     last = run(tmp_path / "run", few_scenes, "trainer.max_epochs=1", timer, "+callbacks.further.none=null")
     assert "time_elapsed" in last["callbacks"]["Timer"]
+
+
+def test_a_run_that_was_stopped_early_goes_on_only_where_the_config_lets_it(tmp_path: Path, few_scenes: Path) -> None:
+    def steps(*overrides: str) -> int:
+        budget = ["trainer.max_epochs=4", "resume=auto", "callbacks=early_stopping"]
+        return int(run(tmp_path / "run", few_scenes, *budget, *overrides)["global_step"])
+
+    never = "callbacks.early_stopping.min_delta=1"  # no Dice rises by that much twice
+    assert steps(never, "callbacks.early_stopping.patience=1") == 8
+    assert steps(never, "callbacks.early_stopping.patience=1") == 8
+    assert steps(never, "callbacks.early_stopping.patience=2") == 12
+    assert steps("callbacks.early_stopping=null") == 16
+
+
+def test_a_budget_that_ends_before_the_first_validation_leaves_its_last_weights(
+    tmp_path: Path, few_scenes: Path
+) -> None:
+    run(tmp_path / "run", few_scenes, "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2")
+    best, last = (read(tmp_path / "run" / name)["state_dict"] for name in (BEST, RESUME))
+    assert best
+    assert all(torch.equal(weights, last[name]) for name, weights in best.items())
+
+
+def test_a_misspelt_objective_is_answered_before_the_first_step(
+    tmp_path: Path, few_scenes: Path, rates: list[float]
+) -> None:
+    with pytest.raises(ValueError, match=r"'val/dise', which is not measured; set it to one of val/loss, val/iou"):
+        run(tmp_path / "run", few_scenes, "objective=val/dise")
+    assert not rates
+
+
+def test_no_part_of_a_gradient_is_saved(tmp_path: Path, few_scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[int] = []
+    save = Checkpoints._save
+
+    def watch(self: Checkpoints, trainer: pl.Trainer, within_epoch: bool) -> None:
+        save(self, trainer, within_epoch)
+        saved.append(read(tmp_path / "run" / RESUME)["training"]["batches"])
+
+    monkeypatch.setattr(Checkpoints, "_save", watch)
+    often = ["callbacks.checkpoint_minutes=0", "trainer.accumulate_grad_batches=2", "data.steps_per_epoch=7"]
+    run(tmp_path / "run", few_scenes, "trainer.max_epochs=1", *often)
+    assert saved == [2, 4, 6, 0]
 
 
 def test_a_wrong_time_is_answered_with_one_that_works() -> None:

@@ -19,7 +19,7 @@ SRC = Path(__file__).parents[1] / "src"
 LAYERS = (
     {"cli", "run", "job", "explain"},
     {"config"},
-    {"module", "budget", "callbacks", "tracking", "pictures", "tables", "report"},
+    {"module", "budget", "callbacks", "tracking", "pictures", "tables", "examples", "report"},
     {"data", "inference"},
     {
         "models",

@@ -223,13 +223,6 @@ def test_what_is_predicted_under_ignored_pixels_changes_no_picture() -> None:
     np.testing.assert_array_equal(pixels(case_grid([one], CELLS)), pixels(case_grid([other], CELLS)))
 
 
-def test_a_volumes_title_says_which_slice_it_is() -> None:
-    one = case(CELLS, (5, 8, 8), "patient07, Dice 0.812")
-    one["mask"][:] = 0
-    one["mask"][3] = 1
-    assert texts(case_grid([one], CELLS))[4:] == ["patient07, Dice 0.812, slice 4 of 5"]
-
-
 def test_a_long_title_keeps_its_ends_and_stays_on_the_figure() -> None:
     figure = case_grid([case(CELLS, (8, 8), "worst: " + "very_long_name_" * 30 + "33, Dice 0.312")], CELLS)
     (title,) = texts(figure)[4:]

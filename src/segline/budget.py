@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.callbacks import Callback, EarlyStopping
 
 from segline.module import as_segmentation
 from segline.schedules import Schedule
@@ -101,6 +101,28 @@ class Budget(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on at the time spent."""
         self._before = float(state_dict["elapsed"])
+
+
+class Patience(EarlyStopping):
+    """Lightning's early stopping. After a resume the config's patience holds, so that a larger one lets training go on.
+
+    Args:
+        objective: What must get better.
+        settings: `patience`, validations without a gain; `min_delta`, the least gain; and what else Lightning's takes.
+    """
+
+    def __init__(self, objective: Objective, **settings: Any) -> None:
+        mode = "max" if objective.maximize else "min"
+        super().__init__(objective.name, mode=mode, **{"check_finite": False, "strict": False, **settings})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Stop at once where the run that this one goes on from was stopped."""
+        reached = self.stopping_threshold is not None and self.monitor_op(self.best_score, self.stopping_threshold)
+        trainer.should_stop |= bool(reached) or self.wait_count >= self.patience
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with what was counted."""
+        super().load_state_dict({**state_dict, "patience": self.patience})
 
 
 class LearningRate(Callback):

@@ -73,16 +73,14 @@ class Checkpoints(Checkpoint):
         folder: Where `best.ckpt` and `resume.ckpt` are kept.
         card: What the checkpoints say of themselves.
         objective: What decides which weights are the best.
-        budget: Knows whether training stopped because it is spent.
         every_minutes: Also save within an epoch, this often; None for epochs only.
     """
 
-    def __init__(
-        self, folder: Path, card: Card, objective: Objective, budget: Budget, every_minutes: float | None = None
-    ) -> None:
-        self.folder, self.card, self.objective, self.budget = folder, card, objective, budget
+    def __init__(self, folder: Path, card: Card, objective: Objective, every_minutes: float | None = None) -> None:
+        self.folder, self.card, self.objective = folder, card, objective
         self.every_minutes = every_minutes
         self.best: float | None = None  # gain of the best weights so far
+        self._within_epoch = True
         self._saved = time.monotonic()
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
@@ -91,19 +89,10 @@ class Checkpoints(Checkpoint):
     # The best
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Keep these weights if they are the best so far.
-
-        Raises:
-            ValueError: There is no such objective.
-        """
-        if trainer.state.fn != "fit":
+        """Keep these weights if they are the best so far; after training, if there are none yet."""
+        if trainer.state.fn != "fit" and self.best is not None:
             return
         module = as_segmentation(pl_module)
-        if self.objective.name not in module.scores:
-            logged = ", ".join(
-                sorted(name for name in module.scores if name.startswith("val/") and name.count("/") == 1)
-            )
-            raise ValueError(f"objective is {self.objective.name!r}, which is not measured; set it to one of {logged}")
         gain = self.objective.gain(module.scores)
         # Any weights are better than none, and a value better than not a number.
         if self.best is None or self.best != self.best or gain > self.best:
@@ -125,7 +114,6 @@ class Checkpoints(Checkpoint):
             _restore_random_state(self._restored["rng"][trainer.global_rank % len(self._restored["rng"])])
             if trainer.is_global_zero:
                 as_segmentation(pl_module).meters("train").go_on(self._restored["measured"])
-            trainer.should_stop |= self._restored["stopped"]
         self._handlers = {s: signal.signal(s, self._notice) for s in (signal.SIGTERM, signal.SIGINT)}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -138,9 +126,12 @@ class Checkpoints(Checkpoint):
         """Likewise."""
         self.on_train_end(trainer, pl_module)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         """Save when minutes have passed or a signal came; the epoch's last step leaves that to the epoch's end."""
-        if trainer.is_last_batch:
+        # Between two steps of the optimizer there would be a part of a gradient to save.
+        if trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches:
             return
         interrupted = trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
         minutes = (time.monotonic() - self._saved) / 60
@@ -173,7 +164,6 @@ class Checkpoints(Checkpoint):
             "best": self.best,
             "rng": _gather(trainer, _random_state()),
             "measured": as_segmentation(pl_module).meters("train").sums(partial(_reduce, trainer)),
-            "stopped": trainer.should_stop and self.budget.spent < 1.0,  # early, and not for lack of budget
             "epoch": int(trainer.fit_loop.epoch_progress.current.processed),  # type: ignore[attr-defined]
             "batches": batches if self._within_epoch else 0,
         }

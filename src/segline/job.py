@@ -17,11 +17,11 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.callbacks import Callback
 from torch import nn
 
 from segline import report
-from segline.budget import Budget, LearningRate, Objective
+from segline.budget import Budget, LearningRate, Objective, Patience
 from segline.callbacks import Checkpoints, EpochTable, Progress, SameConfig, WholeCheckpointIO
 from segline.card import Card
 from segline.checkpoints import BEST, RESUME, read, read_network
@@ -60,6 +60,7 @@ def run(path: Path) -> None:
         torch.manual_seed(config.seed + rank)  # equal weights, but no equal dropout on all processes
         network: Any = OmegaConf.to_container(config.model)
         precision = _hardware(config.trainer)["precision"]
+        _check_objective(config.objective, module)
         card = Card(network=network, precision=precision, trained_on=config.run.data, **data.card_fields())
         budget = _budget(config.trainer)
         if resume is not None:
@@ -88,6 +89,11 @@ def _finish(
     config: DictConfig, run_dir: Path, trainer: pl.Trainer, module: SegmentationModule, data: SegmentationDataModule
 ) -> None:
     """Evaluate the best weights on the validation part, and on the test part where there is one, and leave the report."""
+    if all(
+        checkpoints.best is None for checkpoints in trainer.checkpoint_callbacks if isinstance(checkpoints, Checkpoints)
+    ):
+        trainer.validate(module, datamodule=data, verbose=False)  # the budget ended before the first validation
+        trainer.strategy.barrier()
     _, weights = read_network(run_dir / BEST)
     module.network.load_state_dict(weights)
     results = {}
@@ -96,6 +102,7 @@ def _finish(
             evaluate(module, datamodule=data, verbose=False)
             results[split] = report.result(split, module, data)
     if trainer.is_global_zero:
+        module.to(trainer.strategy.root_device)  # where Lightning's evaluation has taken it from
         left = report.write(config, run_dir, results, module, data)
         for logger in trainer.loggers:
             if hasattr(logger, "log_report"):  # ours; Lightning's own take numbers only
@@ -108,7 +115,7 @@ def _build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentat
     if data.labels.scheme not in loss.schemes:
         raise ValueError(
             f"loss={config.run.loss} takes {' or '.join(sorted(loss.schemes))} labels, but data={config.run.data} "
-            f"has {data.labels.scheme} ones; set loss=dice_ce, or one of {'ce, focal' if data.labels.exclusive else 'bce, dice'}"
+            f"has {data.labels.scheme} ones; set loss=dice_ce, which takes both"
         )
     network: nn.Module = build(config.model)
     channels_last = config.trainer.channels_last
@@ -125,17 +132,25 @@ def _build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentat
     )
 
 
+def _check_objective(objective: str, module: SegmentationModule) -> None:
+    names = [f"val/{name}" for name in module.meters("val").names]
+    if objective not in names:
+        means = ", ".join(name for name in names if name.count("/") == 1)
+        raise ValueError(
+            f"objective is {objective!r}, which is not measured; set it to one of {means}, or that of one class: val/iou/CLASS"
+        )
+
+
 def _build_callbacks(config: DictConfig, run_dir: Path, budget: Budget, card: Card) -> list[Callback]:
     objective, stopping = Objective(config.objective), config.callbacks.early_stopping
-    mode = "max" if objective.maximize else "min"
     return [
         SameConfig(hashlib.sha256(OmegaConf.to_yaml(config).encode()).hexdigest()),
         budget,
         LearningRate(build(config.scheduler), budget, objective),
         Progress(objective, budget),
-        *([EarlyStopping(objective.name, mode=mode, check_finite=False, strict=False, **stopping)] if stopping else []),
+        *([Patience(objective, **stopping)] if stopping else []),
         EpochTable(run_dir / "metrics.csv"),
-        Checkpoints(run_dir, card, objective, budget, config.callbacks.checkpoint_minutes),
+        Checkpoints(run_dir, card, objective, config.callbacks.checkpoint_minutes),
         *(callback for callback in build(config.callbacks.further).values() if callback),
     ]
 

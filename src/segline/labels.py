@@ -106,6 +106,11 @@ class Labels:
         return len(self.values)
 
     @property
+    def num_planes(self) -> int:
+        """How many arrays `[*S]` a mask is made of: one of ids, or one for each overlapping class."""
+        return 1 if self.exclusive else self.num_classes
+
+    @property
     def colored(self) -> bool:
         """Whether the classes go by colours in the mask files rather than by ids."""
         raws = [*self._raw_classes.values(), self._raw_ignore, self._raw_rest]
@@ -140,7 +145,7 @@ class Labels:
             ValueError: A raw value that belongs to no class, with how often it occurs.
         """
         found, places, counts = _occurring(raw)
-        table = np.zeros((1 if self.exclusive else self.num_classes, len(found)), np.uint8)
+        table = np.zeros((self.num_planes, len(found)), np.uint8)
         unknown = []
         for column in np.flatnonzero(counts).tolist():
             value = int(found[column])
@@ -187,15 +192,43 @@ class Labels:
         """Where a mask counts, of the mask's own shape."""
         return mask != IGNORE_INDEX
 
-    def as_ids(self, mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        """One id a pixel `[*S]`: of overlapping classes `[K, *S]` the last one on top, counted from 1; 0 where there is none."""
+    def of_class(self, mask: NDArray[Any], k: int) -> NDArray[np.bool_]:
+        """Where a mask or a decision has class k, `[*S]`."""
+        found: NDArray[np.bool_] = mask == k if self.exclusive else mask[k] == 1
+        return found
+
+    def one_hot(self, mask: NDArray[Any]) -> NDArray[np.bool_]:
+        """Where a mask or a decision has each class, `[K, *S]`."""
+        return np.stack([self.of_class(mask, k) for k in range(self.num_classes)])
+
+    def foreground(self, mask: NDArray[Any]) -> NDArray[np.bool_]:
+        """Where a mask has a class that enters means, `[*S]`."""
+        foreground: NDArray[np.bool_] = np.any(self.one_hot(mask)[self.shown], axis=0)
+        return foreground
+
+    def counted(self, mask: NDArray[Any]) -> NDArray[np.bool_]:
+        """Where a mask counts for any class, `[*S]`."""
+        valid: NDArray[np.bool_] = self.valid(mask)
+        return valid if self.exclusive else np.any(valid, axis=0)
+
+    def as_ids(self, mask: NDArray[Any]) -> NDArray[Any]:
+        """One id a pixel `[*S]`, places in `id_names`: of overlapping classes `[K, *S]` the last one on top."""
         if self.exclusive:
             return mask
-        ids = np.zeros(mask.shape[1:], np.uint8)
-        for k, of_class in enumerate(mask, 1):
-            ids[of_class == 1] = k
-        ids[(mask == IGNORE_INDEX).all(0)] = IGNORE_INDEX
+        ids = np.where((mask == IGNORE_INDEX).any(0), IGNORE_INDEX, 0).astype(np.uint8)
+        for k, plane in enumerate(mask, 1):
+            ids[plane == 1] = k
         return ids
+
+    @property
+    def id_names(self) -> tuple[str, ...]:
+        """What the ids of `as_ids` mean; 0 is none of the overlapping classes."""
+        return self.names if self.exclusive else ("none", *self.names)
+
+    @property
+    def id_palette(self) -> NDArray[np.uint8]:
+        """Colours of the ids of `as_ids`, `[N, 3]`."""
+        return self.palette if self.exclusive else np.concatenate([np.zeros((1, 3), np.uint8), self.palette])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which `Labels(**data)` makes an equal object."""

@@ -33,12 +33,9 @@ class Loss(nn.Module):
 
     def forward(self, logits: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
         """The loss of a batch."""
-        exclusive = mask.ndim == logits.ndim - 1
-        scheme = "exclusive" if exclusive else "overlapping"
+        scheme = "exclusive" if mask.ndim == logits.ndim - 1 else "overlapping"
         if scheme not in self.schemes:
-            raise ValueError(
-                f"{type(self).__name__} does not take {scheme} labels; set loss=dice_ce, or loss={'ce' if exclusive else 'bce'}"
-            )
+            raise ValueError(f"{type(self).__name__} does not take {scheme} labels; set loss=dice_ce, which takes both")
         if self.class_weights is not None and len(self.class_weights) != logits.shape[1]:
             raise ValueError(
                 f"class_weights has {len(self.class_weights)} values, but there are {logits.shape[1]} classes; give one for each"

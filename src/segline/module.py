@@ -49,6 +49,7 @@ class SegmentationModule(pl.LightningModule):
         self.optimizer = optimizer
         self.group_options: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
         self.scores: dict[str, float] = {}  # by logged name, of the running epoch; nan where nothing counts
+        self.counted: dict[str, tuple[list[dict[str, Any]], Tensor]] = {}  # split -> row of each case, confusion
         self.channels_last = channels_last
         self._meters = nn.ModuleDict()
         for split, names in cases.items():
@@ -119,6 +120,12 @@ class SegmentationModule(pl.LightningModule):
         """Log what was measured in this epoch; classes that occur nowhere have no value."""
         scores = {f"{split}/{name}": v for name, v in self.meters(split).compute().items()}  # the same on every process
         self.scores |= scores
+        if (
+            self.trainer.state.fn != "fit"
+        ):  # now and not later: Lightning ends by moving all to the CPU, where NCCL cannot reach
+            overlap = self.meters(split).overlap
+            with overlap.sync_context():
+                self.counted[split] = overlap.case_table(), overlap.confusion.cpu()
         # Not once more to the loggers when the best weights are tested at the end, which would be a point after the last epoch.
         live = self.trainer.state.fn != "validate"
         self.log_dict({name: v for name, v in scores.items() if v == v}, logger=live)
@@ -154,6 +161,11 @@ class Meters(nn.Module):
         self.labels = labels
         self.loss, self.overlap = MeanMetric(), overlap
         self.further = nn.ModuleDict({name: metric.clone() for name, metric in further.items()})
+
+    @property
+    def names(self) -> list[str]:
+        """Of all that `compute` gives."""
+        return ["loss", *type(self.overlap).compute(self.overlap), *self.further]
 
     def update(self, loss: Tensor, logits: Tensor, batch: Batch) -> None:
         """Measure logits `[B, K, *S]` with their loss: one of the batch, or one of each sample [B]."""

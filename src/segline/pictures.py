@@ -61,33 +61,26 @@ def flat(sample: Mapping[str, Any], labels: Labels) -> dict[str, Any]:
 
 def colorize(mask: NDArray[Any], labels: Labels) -> NDArray[np.uint8]:
     """Class colours of a mask; ignored pixels are grey; of overlapping classes the last one is seen."""
-    if labels.exclusive:
-        table = np.full((256, 3), _IGNORED, np.uint8)
-        table[: labels.num_classes] = labels.palette
-        return table[mask]
-    shown = np.zeros((*mask.shape[1:], 3), np.uint8)
-    shown[(mask == IGNORE_INDEX).any(0)] = _IGNORED
-    for k, color in enumerate(labels.palette):
-        shown[mask[k] == 1] = color
-    return shown
+    table = np.full((256, 3), _IGNORED, np.uint8)
+    table[: len(labels.id_palette)] = labels.id_palette
+    return table[labels.as_ids(mask)]
 
 
 def overlay(rgb: NDArray[np.uint8], mask: NDArray[Any], labels: Labels, alpha: float = 0.45) -> NDArray[np.uint8]:
     """Class colours over a picture; background and ignored pixels stay plain."""
     mixed = (1 - alpha) * rgb + alpha * colorize(mask, labels)
-    return np.where(_foreground(mask, labels)[..., None], np.rint(mixed), rgb).astype(np.uint8)
+    return np.where(labels.foreground(mask)[..., None], np.rint(mixed), rgb).astype(np.uint8)
 
 
 def error_map(mask: NDArray[Any], pred: NDArray[Any], labels: Labels) -> NDArray[np.uint8]:
     """Where a prediction is right, misses a class, invents one, or takes one for another; ignored pixels are grey."""
-    valid = mask != IGNORE_INDEX
-    if labels.exclusive:
-        background = labels.names.index(labels.background) if labels.background else -1
-        wrong = mask != pred
-        missed, invented = wrong & (mask != background), wrong & (pred != background)
-    else:
-        missed, invented = ((mask == 1) & (pred == 0)).any(0), ((mask == 0) & (pred == 1)).any(0)
-        valid = valid.any(0)
+    valid = labels.counted(mask)
+    pred = np.where(mask == IGNORE_INDEX, IGNORE_INDEX, pred)
+    missed, invented = np.zeros_like(valid), np.zeros_like(valid)
+    for k in labels.shown:
+        true, said = labels.of_class(mask, k), labels.of_class(pred, k)
+        missed |= true & ~said
+        invented |= said & ~true
     shown = np.full((*valid.shape, 3), _ERRORS["right"], np.uint8)
     shown[missed] = _ERRORS["missed"]
     shown[invented] = _ERRORS["invented"]
@@ -103,12 +96,10 @@ def case_grid(cases: Sequence[Mapping[str, Any]], labels: Labels) -> Figure:
         # What is said of ignored pixels counts nowhere, so it is not shown either.
         pred = np.where(case["mask"] == IGNORE_INDEX, IGNORE_INDEX, case["pred"])
         shown = flat({"image": case["image"], "mask": case["mask"], "pred": pred}, labels)
-        rgb = to_rgb(shown["image"], _valid(shown["mask"], labels))
+        rgb = to_rgb(shown["image"], labels.counted(shown["mask"]))
         truth, said = colorize(shown["mask"], labels), colorize(shown["pred"], labels)
         rows.append([rgb, truth, said, error_map(shown["mask"], shown["pred"], labels)])
-        slices = case["image"].shape[1] if case["image"].ndim == 4 else 0
-        place = f", slice {_fullest(case['mask'], labels) + 1} of {slices}" if slices else ""
-        titles.append(_shorten(case["title"], 110) + place)
+        titles.append(_shorten(case["title"], 130))
     classes = _occurring(_class_colors(labels), [panel for row in rows for panel in row[1:3]])
     legends = [(0, 3, classes), (3, 1, _occurring(_ERRORS, [row[3] for row in rows]))]
     return _grid(rows, titles, ["image", "truth", "prediction", "error"], legends)
@@ -119,9 +110,9 @@ def augmented_grid(samples: Sequence[Mapping[str, NDArray[Any]]], labels: Labels
     panels, colored = [], []
     for sample in samples:
         shown = flat(sample, labels)
-        rgb = to_rgb(shown["image"], _valid(shown["mask"], labels))
+        rgb = to_rgb(shown["image"], labels.counted(shown["mask"]))
         panels.append((rgb, overlay(rgb, shown["mask"], labels)))
-        colored.append(np.where(_foreground(shown["mask"], labels)[..., None], colorize(shown["mask"], labels), 0))
+        colored.append(np.where(labels.foreground(shown["mask"])[..., None], colorize(shown["mask"], labels), 0))
     rows = [list(row) for row in zip(*panels, strict=True)]
     shown_classes = {labels.names[k]: _class_colors(labels)[labels.names[k]] for k in labels.shown}
     legends = [(0, len(samples), _occurring(shown_classes, colored))]
@@ -188,19 +179,9 @@ def save(figure: Figure, path: Path) -> None:
 # What is shown of a sample
 
 
-def _foreground(mask: NDArray[Any], labels: Labels) -> NDArray[np.bool_]:
-    foreground: NDArray[np.bool_] = np.isin(mask, labels.shown) if labels.exclusive else (mask == 1).any(0)
-    return foreground
-
-
-def _valid(mask: NDArray[Any], labels: Labels) -> NDArray[np.bool_]:
-    valid: NDArray[np.bool_] = mask != IGNORE_INDEX if labels.exclusive else (mask != IGNORE_INDEX).any(0)
-    return valid
-
-
 def _fullest(mask: NDArray[Any], labels: Labels) -> int:
     """The slice of a volume with the most foreground; the middle one where there is none."""
-    pixels = _foreground(mask, labels).sum((1, 2))
+    pixels = labels.foreground(mask).sum((1, 2))
     return int(pixels.argmax()) if pixels.any() else len(pixels) // 2
 
 

@@ -19,14 +19,10 @@ from omegaconf import DictConfig
 
 from segline import pictures, tables
 from segline.budget import Budget
-from segline.data.cases import Case
 from segline.data.datamodule import SegmentationDataModule
 from segline.data.describe import describe
-from segline.inference.tiled import predict_tiles
-from segline.io.source import whole
-from segline.labels import Labels
+from segline.examples import examples
 from segline.module import SegmentationModule
-from segline.precision import memory_format
 
 #: Picture of the first training samples.
 AUGMENTED = "augmented.png"
@@ -144,10 +140,8 @@ class Report:
 
 
 def result(split: str, module: SegmentationModule, data: SegmentationDataModule) -> Result:
-    """Collect what the last evaluation of a split measured; every process must call it."""
-    overlap = module.meters(split).overlap
-    with overlap.sync_context():
-        table, confusion = overlap.case_table(), overlap.confusion
+    """Collect what the last evaluation of a split measured."""
+    table, confusion = module.counted[split]
     cases = data.cases[split]
     rows = [
         {
@@ -160,7 +154,7 @@ def result(split: str, module: SegmentationModule, data: SegmentationDataModule)
     ]
     prefix = f"{split}/"
     scores = {name.removeprefix(prefix): v for name, v in module.scores.items() if name.startswith(prefix) and v == v}
-    return Result(scores, rows, confusion.cpu().numpy() if data.labels.exclusive else None)
+    return Result(scores, rows, confusion.numpy() if data.labels.exclusive else None)
 
 
 def write(
@@ -175,13 +169,14 @@ def write(
     (run_dir / "scores.json").write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
     tables.write_cases(run_dir / "cases.parquet", [row for r in results.values() for row in r.rows])
     split, last = list(results.items())[-1]
-    (run_dir / "scores.md").write_text(tables.class_table(last.scores, data.labels, split, style="markdown") + "\n")
+    for style, ending in (("markdown", "md"), ("latex", "tex")):
+        (run_dir / f"scores.{ending}").write_text(tables.class_table(last.scores, data.labels, split, style) + "\n")
     print("\n" + tables.class_table(last.scores, data.labels, split))
     if split == "val":
         print("There is no test part: these are scores of the validation part, which also picked the best weights.")
     if not config.callbacks.pictures:
         return Report(scores, [], [])
-    shown = _show_cases(split, last, module, data)
+    shown = examples(data.cases[split], last.rows, module, data)
     drawn = {
         "curves": pictures.curves(tables.read_rows(run_dir / "metrics.csv"), config.objective),
         "cases": pictures.case_grid(shown, data.labels),
@@ -197,56 +192,6 @@ def read_scores(run_dir: Path) -> dict[str, float]:
     """What the best weights of a run reached, by logged name."""
     scores: dict[str, float] = json.loads((run_dir / "scores.json").read_text())
     return scores
-
-
-def _show_cases(
-    split: str, last: Result, module: SegmentationModule, data: SegmentationDataModule
-) -> list[dict[str, Any]]:
-    """The best, the median and the worst case of a split, predicted anew, whole."""
-    dice = {row["case"]: _mean_dice(row, data.labels) for row in last.rows}
-    ranked = sorted((name for name, value in dice.items() if np.isfinite(value)), key=dice.__getitem__)
-    by_name = {case.name: case for case in data.cases[split]}
-    places = {len(ranked) - 1: "best", 0: "worst"} if ranked else {}
-    if len(ranked) > 2:
-        places = {len(ranked) - 1: "best", len(ranked) // 2: "median", 0: "worst"}
-    shown = []
-    for place, rank in places.items():
-        name = ranked[place]
-        image, mask, pred = _predict_case(by_name[name], module, data)
-        title = f"{rank}: {name}, Dice {dice[name]:.3f}"
-        shown.append({"image": image, "mask": mask, "pred": pred, "title": title})
-    return shown
-
-
-def _mean_dice(row: dict[str, Any], labels: Labels) -> float:
-    """Of a case, over the classes that means are taken over; nan where none of them is there or predicted."""
-    values = [row[f"dice/{labels.names[k]}"] for k in labels.shown]
-    there = [value for value in values if value is not None and np.isfinite(value)]
-    return float(np.mean(there)) if there else float("nan")
-
-
-def _predict_case(
-    case: Case, module: SegmentationModule, data: SegmentationDataModule
-) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """Normalised image, mask and decision of a whole case, through the same tiles as validation."""
-    source, mask_source, statistics = data.open(case)
-    grid = whole(source.shape)
-    pred = np.zeros((data.labels.num_classes if not data.labels.exclusive else 1, *source.shape), np.uint8)
-
-    @torch.inference_mode()
-    def network(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        batch = torch.from_numpy(images).to(module.device)
-        if module.channels_last:
-            batch = batch.to(memory_format=memory_format(batch.ndim))
-        with module.trainer.precision_plugin.forward_context():
-            logits: NDArray[np.float32] = module(batch).float().cpu().numpy()
-        return logits
-
-    module.eval()
-    for core, logits in predict_tiles(network, source, data.normalize, statistics, data.window, data.margin):
-        pred[(slice(None), *core)] = data.labels.decide(data.labels.probs(logits[None]))[0]
-    image = data.normalize(source.read(grid), statistics)
-    return image, mask_source.read(grid), pred[0] if data.labels.exclusive else pred
 
 
 def _without(row: dict[str, Any], key: str) -> dict[str, Any]:

@@ -15,10 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from segline.config import CONF_DIR
 
+#: After SIGTERM the launcher would kill after 30 seconds, which the running validation and the saving may take longer than.
+_MOST_SECONDS_TO_SAVE = 3600
+
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
 def train(config: DictConfig) -> float | None:
-    """Train, then test the best checkpoint; the value of the objective is what a sweep maximises."""
+    """Train, then test the best checkpoint; the value of the objective, for sweepers."""
     hydra_config = HydraConfig.get()
     run_dir, choices = Path(hydra_config.runtime.output_dir), hydra_config.runtime.choices
     chosen = {group: choices[group] for group in ("data", "model", "loss")}
@@ -52,6 +55,7 @@ def _start(path: Path, processes: int) -> None:
         "torch.distributed.run",
         "--standalone",
         f"--nproc-per-node={processes}",
+        f"--shutdown-timeout={_MOST_SECONDS_TO_SAVE}",
         "-m",
         "segline.job",
     ]

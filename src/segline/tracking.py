@@ -94,7 +94,7 @@ def _is_charted(name: str) -> bool:
 def _under_masks(case: dict[str, Any], labels: Labels) -> wandb.Image:
     """A case with truth and prediction as masks of W&B; of a volume one slice, of overlapping classes the last one on top."""
     flat = pictures.flat(case, labels)
-    names = dict(enumerate(labels.names if labels.exclusive else ("none", *labels.names))) | {IGNORE_INDEX: "ignored"}
+    names = dict(enumerate(labels.id_names)) | {IGNORE_INDEX: "ignored"}
     masks = {
         title: {"mask_data": labels.as_ids(flat[key]), "class_labels": names}
         for key, title in (("mask", "truth"), ("pred", "prediction"))

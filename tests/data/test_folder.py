@@ -185,7 +185,7 @@ def test_volumes(tmp_path: Path) -> None:
 
 def test_voxels_that_are_no_cubes_are_said_so_that_rotations_shear_nothing(tmp_path: Path) -> None:
     data = found(volumes(tmp_path, (3.0, 20), (3.0, 20)))
-    assert data.spacing_mm == [3.0, 1.0, 1.0]
+    assert data.spacing_mm == data.augment.transforms.warp.spacing == [3.0, 1.0, 1.0]
     assert {facts.shape for facts in prepared(data).facts.values()} == {(20, 24, 30)}
 
 

@@ -80,7 +80,7 @@ def test_counts_and_statistics_are_those_of_numpy(tmp_path: Path) -> None:
     facts = look([one, two])
     found = facts["one"]
     counted = (mask != 9) & ~np.isnan(image).all(0)
-    assert (found.shape, found.num_bands, found.dtype) == ((70, 90), 2, "float32")
+    assert (found.shape, found.num_bands) == ((70, 90), 2)
     assert found.pixels.tolist() == [int((np.isin(mask, ids) & counted).sum()) for ids in ([0], [1, 2], [5])]
     assert found.ignored == int((~counted).sum())
     assert found.pixels.sum() + found.ignored == mask.size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from segline.data import loaders
+from segline.data import loaders, windows
 from segline.data.cases import Case
 from segline.data.loaders import make_loader
 from segline.data.scan import scan
@@ -129,6 +130,50 @@ def test_processes_share_the_cores_for_loading(
     monkeypatch.setattr(loaders.os, "sched_getaffinity", lambda _: range(cores))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert loaders.spare_cores() == workers
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "limits"),
+    [
+        ("0::/job/step", {"job/memory.max": "3000", "job/step/memory.max": "max"}, [3000]),
+        ("4:memory:/of/the/host\n0::/", {"memory/memory.limit_in_bytes": "7000"}, [7000]),
+        ("", {}, []),
+    ],
+)
+def test_the_memory_of_a_container_is_its_own(
+    tmp_path: Path, groups: str, files: dict[str, str], limits: list[int]
+) -> None:
+    for name, text in {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{n}": text for n, text in files.items()}}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text + "\n" * bool(text))
+    assert loaders._memory_limits(tmp_path) == limits
+
+
+def test_files_are_kept_open_as_far_as_a_process_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenes = []
+    for number in range(12):
+        files = [tmp_path / f"{number}_{part}.tif" for part in ("red", "green", "mask")]
+        profile = {"width": 8, "height": 8, "count": 1, "dtype": "uint8", "transform": Affine.scale(2)}
+        for file in files:
+            with rasterio.open(file, "w", **profile) as raster:
+                raster.write(np.full((1, 8, 8), number if "mask" not in file.name else 1, np.uint8))
+        scenes.append(Case(str(number), str(number), tuple(files[:2]), (files[2],)))
+    opened: list[str] = []
+
+    def open_case(case: Case) -> tuple[Source, MaskSource]:
+        opened.append(case.name)
+        image = open_image(case.images)
+        return image, open_mask(case.masks, LABELS, like=image)
+
+    facts = scan(scenes, open_case, LABELS, None)
+    opened.clear()
+    monkeypatch.setattr(windows, "most_files", lambda: 10)
+    many = Reader(scenes, [facts[s.name] for s in scenes], open_case, Normalize("dataset", [0, 0], [1, 1]), LABELS)
+    before = len(os.listdir("/dev/fd"))
+    for index in [*range(12), 9, 0, 9]:
+        assert (many.read(index, (slice(0, 8), slice(0, 8)))["image"] == index).all()
+        assert len(os.listdir("/dev/fd")) - before <= 10
+    assert opened == [*map(str, range(12)), "0"]
 
 
 def test_a_resume_goes_on_with_the_batches_that_would_have_come(training: TrainWindows) -> None:

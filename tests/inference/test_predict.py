@@ -12,7 +12,8 @@ from PIL import Image
 
 from segline import checkpoints
 from segline.card import Card
-from segline.inference.predict import build_network, predict_files
+from segline.inference.network import build_network
+from segline.inference.predict import predict_files
 from segline.io.normalize import Normalize
 from segline.io.open import open_image
 from segline.io.source import whole

@@ -17,7 +17,7 @@ class Grid:
 
     def __init__(self, values: np.ndarray) -> None:
         self.values, self.shape, self.num_bands = values.astype(np.float32), values.shape[1:], len(values)
-        self.path, self.dtype, self.geometry = None, np.dtype(np.float32), Geometry()
+        self.path, self.geometry = None, Geometry()
 
     def read(self, window: tuple[slice, ...]) -> np.ndarray:
         assert all(0 <= w.start <= w.stop <= size for w, size in zip(window, self.shape, strict=True))
@@ -55,6 +55,17 @@ def test_a_pointwise_network_gives_what_it_gives_on_the_whole(
     np.testing.assert_allclose(logits, pointwise(NORMALIZE(source.values)[None])[0], atol=1e-6)
     assert {call[1:] for call in calls} == {(2, *window)}
     assert [call[0] for call in calls[:-1]] == [batch_size] * (len(calls) - 1)
+
+
+def test_a_part_is_covered_by_the_tiles_that_meet_it_and_no_others() -> None:
+    source, within = Grid(RNG.normal(size=(2, 40, 30))), (slice(11, 21), slice(0, 9))
+    how = {"normalize": NORMALIZE, "statistics": None, "window": (10, 10), "margin": (1, 1)}
+    every = [core for core, _ in predict_tiles(pointwise, source, **how)]
+    some = [core for core, _ in predict_tiles(pointwise, source, **how, within=within)]
+    touched = np.zeros(source.shape, bool)
+    touched[within] = True
+    assert some == [core for core in every if touched[core].any()]
+    assert 0 < len(some) < len(every)
 
 
 @pytest.mark.parametrize(("margin", "equal"), [(3, True), (2, False)])

@@ -36,7 +36,7 @@ def read(path: Path) -> np.ndarray:
 def test_every_bit_of_a_png_arrives(tmp_path: Path, color: int, depth: int, bands: int) -> None:
     pixels = RNG.integers(0, 2**depth, (5, 7, bands))
     source = ImageSource(write_png(tmp_path / "a.png", pixels, color, depth))
-    assert (source.shape, source.num_bands, source.dtype) == ((5, 7), bands, np.dtype(f"uint{depth}"))
+    assert (source.shape, source.num_bands) == ((5, 7), bands)
     image = source.read(whole(source.shape))
     assert image.dtype == np.float32
     assert np.array_equal(image, pixels.transpose(2, 0, 1))

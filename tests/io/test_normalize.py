@@ -15,7 +15,7 @@ class Grid:
 
     def __init__(self, values: np.ndarray) -> None:
         self.values, self.shape, self.num_bands = values, values.shape[1:], len(values)
-        self.path, self.dtype, self.geometry = None, values.dtype, Geometry()
+        self.path, self.geometry = None, Geometry()
         self.read_pixels = 0
 
     def read(self, window: tuple[slice, ...]) -> np.ndarray:
@@ -44,7 +44,6 @@ def test_statistics_of_parts_are_those_of_all_pixels(parts: list[np.ndarray], me
             np.testing.assert_allclose(total.mean[band], values.mean(), rtol=1e-9, atol=1e-6)
             spread = values.std()
             assert total.std[band] == pytest.approx(spread if spread > 1e-7 * abs(values.mean()) else 1.0, rel=1e-4)
-            assert (total.least[band], total.greatest[band]) == (values.min(), values.max())
         else:
             assert (total.mean[band], total.std[band]) == (0, 1)
     again = BandStatistics.from_dict(total.to_dict())

@@ -47,6 +47,7 @@ def discover(data: DictConfig) -> DictConfig:
         ValueError: No images, images without masks, files that cannot be read, masks that are none: all of them at once.
     """
     found: dict[str, Any] = OmegaConf.to_container(data, resolve=True)  # type: ignore[assignment]
+    found["augment"] = OmegaConf.to_container(data, resolve=False)["augment"]  # type: ignore[call-overload, index]
     if _is_complete(found):
         return data
     _make_absolute(found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,7 +33,8 @@ def make_loader(
 ) -> Loader:
     """Batches in the sampler's order."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    keep_decoded(_memory() // 10 // (processes * max(num_workers, 1)))  # a worker inherits it
+    # A tenth for training's and validation's workers together, who inherit it.
+    keep_decoded(_memory() // 20 // (processes * max(num_workers, 1)))
     workers: dict[str, Any] = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
     if num_workers:  # forked: they start at once with all that was opened and imported, and readers cannot be pickled
         workers |= {"multiprocessing_context": "fork", "worker_init_fn": _start_worker}
@@ -55,8 +57,25 @@ def spare_cores() -> int:
 
 
 def _memory() -> int:
-    """Bytes of the machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    """Bytes of memory there are: the machine's, or what its container or scheduler leaves of them."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_memory_limits(Path("/"))])
+
+
+def _memory_limits(root: Path) -> list[int]:
+    """Bytes that the control groups of this process allow (Linux; version 1 and 2)."""
+    groups, limits = root / "proc/self/cgroup", []
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            top = root / "sys/fs/cgroup" / controllers
+            own = top / path.strip("/")
+            # A group is bound by those above it; within a container its path may be one that only the host knows.
+            for folder in (own, *own.parents):
+                if folder.is_relative_to(top):
+                    files = (folder / "memory.max", folder / "memory.limit_in_bytes")
+                    limits += [file.read_text().strip() for file in files if file.exists()]
+    return [int(limit) for limit in limits if limit.isdigit()]
 
 
 def _start_worker(_: int) -> None:

@@ -23,7 +23,7 @@ from segline.labels import Labels
 #: Edge of the cells in which classes are looked up, in pixels, by the number of axes.
 CELL = {2: 32, 3: 8}
 #: Raised when what is stored of a case changes.
-_VERSION = 3
+_VERSION = 4
 
 #: Opens a case: image, mask.
 Open = Callable[[Case], tuple[Source, MaskSource]]
@@ -36,7 +36,6 @@ class Facts:
     Args:
         shape: Size in pixels.
         num_bands: Bands of the image.
-        dtype: Type of the pixels in the file.
         statistics: Of the bands.
         pixels: Of each class, `[K]`.
         ignored: Pixels of the mask that count nowhere.
@@ -46,7 +45,6 @@ class Facts:
 
     shape: tuple[int, ...]
     num_bands: int
-    dtype: str
     statistics: BandStatistics
     pixels: NDArray[np.int64]
     ignored: int
@@ -112,18 +110,12 @@ def _measure(image: Source, mask: MaskSource, labels: Labels) -> Facts:
         values = image.read(window)
         statistics.update(values)
         classes = mask.read(window)
-        one_hot = (
-            classes[None] == np.arange(labels.num_classes).reshape(-1, *[1] * classes.ndim)
-            if labels.exclusive
-            else classes == 1
-        )
-        lost = ~labels.valid(classes if labels.exclusive else classes[0]) | np.isnan(values).all(0)
-        pixels += (one_hot & ~lost).reshape(len(pixels), -1).sum(1)
-        ignored += int(lost.sum())
-        cells.append(_cells(one_hot & ~lost, [w.start for w in window]))
-    return Facts(
-        image.shape, image.num_bands, str(np.dtype(image.dtype)), statistics, pixels, ignored, np.concatenate(cells), []
-    )
+        counted = labels.counted(classes) & ~np.isnan(values).all(0)
+        one_hot = labels.one_hot(classes) & counted
+        pixels += one_hot.reshape(len(pixels), -1).sum(1)
+        ignored += int((~counted).sum())
+        cells.append(_cells(one_hot, [w.start for w in window]))
+    return Facts(image.shape, image.num_bands, statistics, pixels, ignored, np.concatenate(cells), [])
 
 
 def _cells(one_hot: NDArray[np.bool_], start: Sequence[int]) -> NDArray[np.int32]:
@@ -140,7 +132,6 @@ def _broken(labels: Labels, *faults: str) -> Facts:
     return Facts(
         (),
         0,
-        "",
         BandStatistics(0),
         np.zeros(labels.num_classes, np.int64),
         0,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +17,7 @@ from torch.utils.data import Dataset, Sampler
 from segline.data.cases import Case
 from segline.data.scan import CELL, Facts, Open
 from segline.io.normalize import Normalize
-from segline.io.source import Window, read_padded
+from segline.io.source import MaskSource, Source, Window, read_padded
 from segline.labels import IGNORE_INDEX, Labels
 from segline.tiling import Tile, tiles
 
@@ -42,21 +44,28 @@ class Reader:
     labels: Labels
 
     def __post_init__(self) -> None:
-        self._opened: dict[int, Any] = {}
+        self._opened: OrderedDict[int, Any] = OrderedDict()
 
     def read(self, index: int, window: Window) -> dict[str, NDArray[Any]]:
         """Arrays of a window that may reach beyond the case."""
-        if index not in self._opened:
-            self._opened[index] = self.open_case(self.cases[index])
-            if len(self._opened) > 256:  # a process may hold only so many open files
-                self._opened.pop(next(iter(self._opened)))
-        image_source, mask_source = self._opened[index]
+        image_source, mask_source = self._open(index)
         image, mask = read_padded(image_source, window), read_padded(mask_source, window)
         mask[..., np.isnan(image).all(0)] = IGNORE_INDEX
         sample = {"image": self.normalize(image, self.facts[index].statistics), "mask": mask}
         if hasattr(mask_source, "instances"):
             sample["instances"] = _read_instances(mask_source, window)
         return sample
+
+    def _open(self, index: int) -> tuple[Source, MaskSource]:
+        """A case, kept open for its next windows; a process may hold only so many files, and a case may be one a band."""
+        if index not in self._opened:
+            held = sum(_num_files(self.cases[i]) for i in self._opened) + _num_files(self.cases[index])
+            while self._opened and held > most_files():
+                held -= _num_files(self.cases[self._opened.popitem(last=False)[0]])
+            self._opened[index] = self.open_case(self.cases[index])
+        self._opened.move_to_end(index)
+        opened: tuple[Source, MaskSource] = self._opened[index]
+        return opened
 
     def tensors(self, sample: dict[str, NDArray[Any]], index: int) -> dict[str, Tensor]:
         """The sample of the contract."""
@@ -200,6 +209,15 @@ class EqualSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         for number in range(self.rank, len(self) * self.num_processes, self.num_processes):
             yield number if number < self.num_samples else -1
+
+
+def most_files() -> int:
+    """Files that one data set may hold open: few of them, as there are several such sets in a process."""
+    return min(256, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
+
+
+def _num_files(case: Case) -> int:
+    return len(case.images) + (1 if case.objects else len(case.masks))
 
 
 def _start(least: int, most: int, size: int, window: int, rng: np.random.Generator) -> int:

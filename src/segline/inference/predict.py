@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import importlib
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -12,18 +11,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from tqdm import tqdm
 
 from segline.card import Card
 from segline.checkpoints import read_network
+from segline.inference.network import build_network, on_arrays
 from segline.inference.tiled import Network, predict_tiles
 from segline.io.image import FORMATS
 from segline.io.normalize import Normalize, measure
 from segline.io.open import IMAGE_SUFFIXES, open_image, open_sink
 from segline.io.source import Source
 from segline.labels import IGNORE_INDEX, Labels
-from segline.precision import autocast, memory_format
+from segline.precision import memory_format
 
 
 def predict_files(
@@ -35,7 +34,7 @@ def predict_files(
         ValueError: The checkpoint or the input is not what it should be, or `output` would overwrite the input.
     """
     card, weights = read_network(checkpoint)
-    labels, network = Labels(**card.labels), _callable(card, weights, device, trust)
+    labels, network = Labels(**card.labels), _load(card, weights, device, trust)
     jobs = _plan(_find(input), Path(output))
     _check(jobs, card)
     for file, path in tqdm(jobs.items(), unit="file", desc="predict", disable=len(jobs) == 1):
@@ -101,58 +100,16 @@ def _predict_file(network: Network, card: Card, labels: Labels, source: Source, 
             sink.write(core, mask)
 
 
-def build_network(card: Card, trust: Sequence[str] = ()) -> torch.nn.Module:
-    """The network that a card names, with its arguments and nothing else.
-
-    Raises:
-        ValueError: The card names something outside `segline.models`, and not in a package that `trust` lists.
-    """
-    arguments = dict(card.network)
-    target = str(arguments.pop("_target_"))
-    module, _, name = target.rpartition(".")
-    if not any(module == package or module.startswith(f"{package}.") for package in ("segline.models", *trust)):
-        raise ValueError(
-            f"the checkpoint's network is {target}, which is not segline's own; add trust=[{module.split('.')[0]}] if you trust its code"
-        )
-    if nested := [key for key, value in arguments.items() if "_target_" in str(value)]:
-        raise ValueError(
-            f"the checkpoint's network has arguments that name code ({', '.join(nested)}); expected plain values"
-        )
-    try:
-        kind = getattr(importlib.import_module(module), name, None)
-    except ImportError as error:
-        raise ValueError(f"the checkpoint's network is {target}, which cannot be imported ({error})") from error
-    if not (isinstance(kind, type) and issubclass(kind, torch.nn.Module)):
-        raise ValueError(f"the checkpoint's network is {target}, which is not a torch.nn.Module")
-    if "encoder_weights" in arguments:
-        arguments["encoder_weights"] = None  # the checkpoint holds better ones
-    try:
-        return kind(**arguments)
-    except TypeError as error:
-        raise ValueError(
-            f"the checkpoint's arguments do not fit {target} ({error}); use the segline that wrote it"
-        ) from error
-
-
-def _callable(card: Card, weights: dict[str, torch.Tensor], device: str, trust: Sequence[str]) -> Network:
-    """The network as a function from arrays to arrays."""
+def _load(card: Card, weights: dict[str, torch.Tensor], device: str, trust: Sequence[str]) -> Network:
+    """The trained network as a function from arrays to arrays."""
     network = build_network(card, trust)
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint's weights do not fit the network of its card ({error})") from error
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
-    layout = memory_format(2 + len(card.window))
-    network = network.to(memory_format=layout).to(place).eval()
-
-    @torch.inference_mode()
-    def call(images: NDArray[np.float32]) -> NDArray[np.float32]:
-        batch = torch.from_numpy(images).to(place).to(memory_format=layout)
-        with autocast(place, card.precision):
-            logits: NDArray[np.float32] = network(batch).float().cpu().numpy()
-        return logits
-
-    return call
+    network = network.to(memory_format=memory_format(2 + len(card.window))).to(place).eval()
+    return on_arrays(network, place, card.precision)
 
 
 def _find(pattern: str) -> list[Path]:

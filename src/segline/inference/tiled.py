@@ -23,6 +23,7 @@ def predict_tiles(
     window: Sequence[int],
     margin: Sequence[int],
     batch_size: int = 4,
+    within: Window | None = None,
 ) -> Iterator[tuple[Window, NDArray[np.float32]]]:
     """Yield the logits `[K, *core]` of each tile's core, with the core's place in the source; together they cover it once.
 
@@ -34,10 +35,17 @@ def predict_tiles(
         window: Size of a tile, `*S`.
         margin: Context at each inner border of a tile, `*S`.
         batch_size: Tiles a call of the network.
+        within: Only the tiles whose cores meet this part of the source; None for all.
     """
     grid = tiles(source.shape, tuple(window), tuple(margin))
+    if within is not None:
+        grid = [tile for tile in grid if all(_meet(c, w) for c, w in zip(tile.core, within, strict=True))]
     for start in range(0, len(grid), batch_size):
         batch = grid[start : start + batch_size]
         images = np.stack([normalize(read_padded(source, tile.window), statistics) for tile in batch])
         for tile, logits in zip(batch, network(images), strict=True):
             yield tile.core, logits[(slice(None), *tile.inner)]
+
+
+def _meet(one: slice, other: slice) -> bool:
+    return bool(one.start < other.stop and other.start < one.stop)

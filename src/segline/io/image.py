@@ -29,7 +29,7 @@ class ImageSource:
         self.path = path
         pixels = decode(path)
         self.shape: tuple[int, ...] = pixels.shape[:2]
-        self.num_bands, self.dtype, self.geometry = pixels.shape[2], pixels.dtype, Geometry()
+        self.num_bands, self.geometry = pixels.shape[2], Geometry()
 
     def read(self, window: Window) -> NDArray[np.float32]:
         """The pixels of a window, `[C, *window]`."""

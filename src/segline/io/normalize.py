@@ -15,7 +15,7 @@ _SCOPES = ("dataset", "case")
 
 
 class BandStatistics:
-    """Count, mean, deviation, least and greatest value of each band; no-data (NaN) left out.
+    """Count, mean and deviation of each band; no-data (NaN) left out.
 
     Merging is exact for any split of the data (Chan, Golub and LeVeque 1979), and does not lose the deviation to a large mean.
 
@@ -29,8 +29,6 @@ class BandStatistics:
         self.count = np.zeros(num_bands, np.int64)
         self.mean = np.zeros(num_bands)
         self.squares = np.zeros(num_bands)  # sum of squared deviations from the mean
-        self.least = np.full(num_bands, np.inf)
-        self.greatest = np.full(num_bands, -np.inf)
 
     @property
     def std(self) -> NDArray[np.float64]:
@@ -48,8 +46,6 @@ class BandStatistics:
         filled = np.where(valid, flat, 0.0)
         other.mean = filled.sum(1) / np.maximum(other.count, 1)
         other.squares = (np.where(valid, flat - other.mean[:, None], 0.0) ** 2).sum(1)
-        other.least = np.where(valid, flat, np.inf).min(1, initial=np.inf)
-        other.greatest = np.where(valid, flat, -np.inf).max(1, initial=-np.inf)
         self.merge(other)
 
     def merge(self, other: BandStatistics) -> None:
@@ -60,11 +56,10 @@ class BandStatistics:
         self.squares = self.squares + other.squares + delta**2 * self.count * other.count / safe
         self.mean = self.mean + delta * other.count / safe
         self.count = total
-        self.least, self.greatest = np.minimum(self.least, other.least), np.maximum(self.greatest, other.greatest)
 
     def to_dict(self) -> dict[str, list[float]]:
         """Plain data."""
-        return {name: getattr(self, name).tolist() for name in ("count", "mean", "squares", "least", "greatest")}
+        return {name: getattr(self, name).tolist() for name in ("count", "mean", "squares")}
 
     @classmethod
     def from_dict(cls, data: dict[str, list[float]]) -> BandStatistics:

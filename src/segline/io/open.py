@@ -45,7 +45,7 @@ class BandsSource:
                 f"{first.path} has {total} bands, so there is no band {missing[0]}; set data.bands to some of 1 to {total}"
             )
         self.sources, self.bands = sources, None if bands is None else [band - 1 for band in bands]
-        self.path, self.shape, self.geometry, self.dtype = first.path, first.shape, first.geometry, first.dtype
+        self.path, self.shape, self.geometry = first.path, first.shape, first.geometry
         self.num_bands = total if bands is None else len(bands)
 
     def read(self, window: Window) -> NDArray[np.float32]:

@@ -73,13 +73,12 @@ class RasterSink(_Committed):
 
     def __init__(self, path: Path, like: RasterSource, labels: Labels) -> None:
         super().__init__(path)
-        self._bands = 1 if labels.exclusive else labels.num_classes
         (height, width), source = like.shape, like.dataset
         profile: dict[str, Any] = {
             "driver": "GTiff",
             "height": height,
             "width": width,
-            "count": self._bands,
+            "count": labels.num_planes,
             "dtype": "uint8",
             "compress": "deflate",
             "BIGTIFF": "IF_SAFER",
@@ -91,8 +90,8 @@ class RasterSink(_Committed):
         with rasterio.Env(**ENVIRONMENT), warnings.catch_warnings():
             warnings.simplefilter("ignore", NotGeoreferencedWarning)
             self._file = rasterio.open(self.temporary, "w", crs=source.crs, nodata=IGNORE_INDEX, **profile)
-            if labels.exclusive:
-                self._file.write_colormap(1, {k: tuple(map(int, color)) for k, color in enumerate(labels.palette)})
+            if labels.num_planes == 1:
+                self._file.write_colormap(1, {k: tuple(map(int, color)) for k, color in enumerate(labels.id_palette)})
             self._file.update_tags(CLASSES=",".join(labels.names))
 
     def write(self, window: Window, mask: NDArray[np.uint8]) -> None:
@@ -114,7 +113,7 @@ class VolumeSink(_Committed):
     def __init__(self, path: Path, like: VolumeSource, labels: Labels) -> None:
         super().__init__(path)
         self._like = like
-        self._mask = np.zeros((1 if labels.exclusive else labels.num_classes, *like.shape), np.uint8)
+        self._mask = np.zeros((labels.num_planes, *like.shape), np.uint8)
 
     def write(self, window: Window, mask: NDArray[np.uint8]) -> None:
         """Take the mask of a window."""
@@ -138,7 +137,7 @@ class PictureSink(_Committed):
     def __init__(self, path: Path, like: Source, labels: Labels) -> None:
         super().__init__(path.with_suffix(".png"))
         self._labels = labels
-        self._mask = np.zeros((1 if labels.exclusive else labels.num_classes, *like.shape), np.uint8)
+        self._mask = np.zeros((labels.num_planes, *like.shape), np.uint8)
 
     def write(self, window: Window, mask: NDArray[np.uint8]) -> None:
         """Take the mask of a window."""
@@ -146,19 +145,15 @@ class PictureSink(_Committed):
 
     def finish(self) -> None:
         """Write the picture, or one picture a class."""
-        palette = (
-            self._labels.palette if self._labels.exclusive else np.concatenate([[[0, 0, 0]], self._labels.palette[:1]])
-        )
-        if len(self._mask) == 1:
-            _save_palette(self._mask[0], palette, self.temporary)
+        labels = self._labels
+        if labels.num_planes == 1:
+            _save_palette(self._mask[0], labels.id_palette, self.temporary)
             return
-        for k, name in enumerate(self._labels.names):
+        for k, name in enumerate(labels.names):
             with committed(self.path.with_stem(f"{self.path.stem}_{name.replace('/', '-')}")) as temporary:
-                _save_palette(self._mask[k], np.array([[0, 0, 0], self._labels.palette[k]]), temporary)
+                _save_palette(self._mask[k], labels.id_palette[[0, k + 1]], temporary)
         # The plain name shows all classes at once: the last one wins where they overlap.
-        _save_palette(
-            self._labels.as_ids(self._mask), np.concatenate([[[0, 0, 0]], self._labels.palette]), self.temporary
-        )
+        _save_palette(labels.as_ids(self._mask), labels.id_palette, self.temporary)
 
 
 def _save_palette(mask: NDArray[np.uint8], palette: NDArray[Any], path: Path) -> None:

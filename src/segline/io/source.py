@@ -38,7 +38,6 @@ class Source(Protocol):
     path: Path
     shape: tuple[int, ...]
     num_bands: int
-    dtype: np.dtype
     geometry: Geometry
 
     def read(self, window: Window) -> NDArray[np.float32]:
@@ -71,7 +70,7 @@ class Block:
         self.path = whole.path
         self.shape = tuple(b.stop - b.start for b in block)
         self.geometry = Geometry(crs=whole.geometry.crs, spacing=whole.geometry.spacing)
-        self.num_bands, self.dtype = getattr(whole, "num_bands", 0), getattr(whole, "dtype", np.dtype(np.uint8))
+        self.num_bands = getattr(whole, "num_bands", 0)
 
     def read(self, window: Window) -> NDArray[Any]:
         """The pixels of a window inside the block."""

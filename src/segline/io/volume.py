@@ -47,7 +47,6 @@ class VolumeFile:
             shape = tuple(max(1, round(n * s / t)) for n, s, t in zip(shape, spacing, spacing_mm, strict=True))
             spacing = tuple(float(v) for v in spacing_mm)
         self.shape, self.num_bands = shape, 1
-        self.dtype = image.get_data_dtype()
         affine = canonical.affine @ _onto(shape[::-1], self.native_shape[::-1])
         self.geometry = Geometry(affine=tuple(tuple(float(v) for v in row) for row in affine), spacing=spacing)
         self._array: NDArray[Any] | None = None

@@ -1,0 +1,109 @@
+"""The best, the median and the worst case of a part, for pictures: predicted anew, and of large ones a part."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import ndimage
+
+from segline.data.cases import Case
+from segline.data.datamodule import SegmentationDataModule
+from segline.data.scan import CELL, Facts
+from segline.inference.network import on_arrays
+from segline.inference.tiled import predict_tiles
+from segline.io.source import MaskSource, Window
+from segline.labels import Labels
+from segline.module import SegmentationModule
+
+#: Pixels of a case that are shown at most along an axis, and how many of them are drawn: every so-manyth.
+_SHOWN, _DRAWN = 2048, 1024
+
+
+def examples(
+    cases: Sequence[Case], rows: Sequence[dict[str, Any]], module: SegmentationModule, data: SegmentationDataModule
+) -> list[dict[str, Any]]:
+    """The best, the median and the worst of some cases by their mean Dice.
+
+    Args:
+        cases: Of one part.
+        rows: Of the table of cases, one each.
+        module: Whose weights predict.
+        data: Where the cases come from.
+
+    Returns:
+        Of each: normalised `image` `[C, *S]`, `mask` and `pred` `[*S]` or `[K, *S]`, and `title`.
+    """
+    dice = {row["case"]: _mean_dice(row, data.labels) for row in rows}
+    ranked = sorted((name for name, value in dice.items() if np.isfinite(value)), key=dice.__getitem__)
+    by_name = {case.name: case for case in cases}
+    places = {len(ranked) - 1: "best", len(ranked) // 2: "median", 0: "worst"}
+    if len(ranked) < 3:
+        places = [{}, {0: "the only case"}, {1: "best", 0: "worst"}][len(ranked)]
+    shown = []
+    for place, rank in places.items():
+        name = ranked[place]
+        example = _predict(by_name[name], module, data)
+        shown.append({**example, "title": f"{rank}: {name}, Dice {dice[name]:.3f}{example['title']}"})
+    return shown
+
+
+def _mean_dice(row: dict[str, Any], labels: Labels) -> float:
+    """Of a case, over the classes that means are taken over; nan where none of them is there or predicted."""
+    values = [row[f"dice/{labels.names[k]}"] for k in labels.shown]
+    there = [value for value in values if value is not None and np.isfinite(value)]
+    return float(np.mean(there)) if there else float("nan")
+
+
+def _predict(case: Case, module: SegmentationModule, data: SegmentationDataModule) -> dict[str, Any]:
+    """Image, mask and decision of what is shown of a case, through the same tiles as validation; the title says which part it is."""
+    source, mask_source, statistics = data.open(case)
+    view = choose_view(data.facts[case.name], mask_source, data.labels)
+    mask = mask_source.read(view)
+    pred = np.zeros((data.labels.num_planes, *(v.stop - v.start for v in view)), np.uint8)
+    module.eval()
+    network = on_arrays(module, module.device, str(module.trainer.precision))
+    tiles = predict_tiles(network, source, data.normalize, statistics, data.window, data.margin, within=view)
+    for core, logits in tiles:
+        decided = data.labels.decide(data.labels.probs(logits[None]))[0].reshape(-1, *logits.shape[1:])
+        inside = [slice(max(c.start, v.start), min(c.stop, v.stop)) for c, v in zip(core, view, strict=True)]
+        there = tuple(slice(i.start - v.start, i.stop - v.start) for i, v in zip(inside, view, strict=True))
+        here = tuple(slice(i.start - c.start, i.stop - c.start) for i, c in zip(inside, core, strict=True))
+        pred[(slice(None), *there)] = decided[(slice(None), *here)]
+    image = data.normalize(source.read(view), statistics)
+    arrays: dict[str, np.ndarray] = {"image": image, "mask": mask, "pred": pred.reshape(mask.shape)}
+    every: tuple[Any, ...] = (..., *(slice(None, None, -(-(v.stop - v.start) // _DRAWN)) for v in view))
+    return {**{name: array[every] for name, array in arrays.items()}, "title": _say(view, source.shape)}
+
+
+def choose_view(facts: Facts, mask: MaskSource, labels: Labels) -> Window:
+    """The part of a case that is shown: the whole of it or, of a large one, where most classes are; of a volume one slice."""
+    shape, volume = facts.shape, len(facts.shape) == 3
+    edge = CELL[len(shape)]
+    size = [min(length, _SHOWN) for length in shape]
+    if volume:
+        size[0] = min(shape[0], edge)
+    cells = facts.cells[np.isin(facts.cells[:, 0], labels.shown), 1:]
+    centre = [length / 2 for length in shape]
+    if len(cells):
+        density = np.zeros([-(-length // edge) for length in shape])
+        np.add.at(density, tuple(cells.T), 1)
+        seen = ndimage.uniform_filter(density, [max(1, s // edge) for s in size], mode="constant")
+        centre = [(int(place) + 0.5) * edge for place in np.unravel_index(seen.argmax(), seen.shape)]
+    starts = [int(np.clip(c - s / 2, 0, n - s)) for c, s, n in zip(centre, size, shape, strict=True)]
+    view = [slice(start, start + s) for start, s in zip(starts, size, strict=True)]
+    if volume:
+        pixels = labels.foreground(mask.read(tuple(view))).sum((1, 2))
+        fullest = starts[0] + int(pixels.argmax() if pixels.any() else size[0] // 2)
+        view[0] = slice(fullest, fullest + 1)
+    return tuple(view)
+
+
+def _say(view: Window, shape: Sequence[int]) -> str:
+    """Which part of a case is shown, where it is not the whole."""
+    said = f", slice {view[0].start + 1} of {shape[0]}" if len(shape) == 3 else ""
+    for name, v, length in zip(("rows", "columns"), view[-2:], shape[-2:], strict=True):
+        if v.stop - v.start < length:
+            said += f", {name} {v.start + 1} to {v.stop} of {length}"
+    return said
