@@ -8,6 +8,7 @@ import torch
 
 from segline.card import Card
 from segline.checkpoints import BEST, read, read_network, write
+from segline.commit import remove_leftovers, temporary_path
 
 CARD = Card(
     {"_target_": "segline.models.unet.UNet"}, {"classes": {"a": 1}}, {"scope": "case"}, None, None, [32, 32], [8, 8]
@@ -35,6 +36,38 @@ def test_a_failed_write_keeps_the_old_checkpoint_and_leaves_nothing(
         write({"step": 2}, path)
     assert read(path) == {"step": 1}
     assert os.listdir(tmp_path) == ["resume.ckpt"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"window": "large"}, r"the card's window is 'large'; expected a list"),
+        ({"network": {}}, "names no network"),
+        ({"margin": [8]}, "a margin of other axes"),
+        ({"labels": None}, r"the card's labels is None; expected a dict"),
+    ],
+)
+def test_a_damaged_card_is_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
+    write({"state_dict": {"network.w": torch.zeros(1)}, "card": {**CARD.to_dict(), **change}}, tmp_path / BEST)
+    with pytest.raises(ValueError, match=rf"best\.ckpt: .*{said}"):
+        read_network(tmp_path)
+
+
+@pytest.mark.parametrize("content", [{}, {"state_dict": None}, {"state_dict": {"w": torch.zeros(1)}}])
+def test_a_card_without_weights_is_no_network(tmp_path: Path, content: dict[str, object]) -> None:
+    write({"card": CARD.to_dict(), **content}, tmp_path / BEST)
+    with pytest.raises(ValueError, match=r"best\.ckpt holds no weights of a network"):
+        read_network(tmp_path)
+
+
+def test_what_a_killed_process_left_is_removed_later(tmp_path: Path) -> None:
+    names = (".lock", "resume.ckpt", temporary_path(tmp_path / "resume.ckpt").name, temporary_path(tmp_path / "x").name)
+    for name in names:
+        (tmp_path / name).touch()
+    remove_leftovers(tmp_path)  # they may be another process's that is at work
+    assert len(os.listdir(tmp_path)) == 4
+    remove_leftovers(tmp_path, older_than=-1)
+    assert sorted(os.listdir(tmp_path)) == [".lock", "resume.ckpt"]
 
 
 def test_every_flipped_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:

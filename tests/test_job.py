@@ -138,6 +138,13 @@ def test_a_misspelt_objective_is_answered_before_the_first_step(
     assert not rates
 
 
+def test_a_logger_of_lightnings_own_is_one_override(tmp_path: Path, few_scenes: Path) -> None:
+    logger = ["_target_=pytorch_lightning.loggers.CSVLogger", f"save_dir={tmp_path}/log", "name=null"]
+    run(tmp_path / "run", few_scenes, "trainer.max_epochs=1", *(f"+logger.csv.{setting}" for setting in logger))
+    (table,) = tmp_path.glob("log/**/metrics.csv")
+    assert "val/iou" in table.read_text().splitlines()[0].split(",")
+
+
 def test_no_part_of_a_gradient_is_saved(tmp_path: Path, few_scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
     save = Checkpoints._save

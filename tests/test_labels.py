@@ -58,6 +58,11 @@ def test_numpy_and_torch_give_the_same_probabilities_and_decision(
         np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
 
 
+def test_a_class_without_values_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"the class 'b' of data\.labels\.classes has no value"):
+        Labels({"a": 0, "b": []})
+
+
 def test_a_card_brings_back_equal_labels() -> None:
     labels = Labels({"a": "#102030", "b": ["#ffffff", 3]}, background="a", ignore=[9], colors={"b": "#00ff00"})
     again = Labels(**labels.to_dict())

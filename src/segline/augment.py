@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from segline.io.source import say_size
 from segline.labels import IGNORE_INDEX
 
 # albumentations would ask the network for a newer version when it is imported.
@@ -102,7 +103,7 @@ class Albumentations:
         size = sample["image"].shape[1:]
         if len(size) != 2:
             raise ValueError(
-                f"albumentations moves images of two axes, but the window has {len(size)}: {_times(size)}; "
+                f"albumentations moves images of two axes, but the window has {len(size)}: {say_size(size)}; "
                 "set data/augment=volume"
             )
         # Two streams of one draw each: Compose(seed=) would give every transform the same numbers.
@@ -113,7 +114,7 @@ class Albumentations:
         moved = self._compose(image=np.ascontiguousarray(sample["image"].transpose(1, 2, 0)), mask=numbers)
         if moved["image"].shape[:2] != size:
             raise ValueError(
-                f"albumentations made a window of {_times(moved['image'].shape[:2])} out of one of {_times(size)}; expected "
+                f"albumentations made a window of {say_size(moved['image'].shape[:2])} out of one of {say_size(size)}; expected "
                 "transforms that keep the size (for D4, RandomRotate90 and Transpose take segline.augment.Turn)"
             )
         result = {"image": np.ascontiguousarray(moved["image"].reshape(*size, -1).transpose(2, 0, 1))}
@@ -293,7 +294,3 @@ def _nearest(places: NDArray[np.float32]) -> NDArray[np.intp]:
 def _take(array: NDArray[Any], pixels: NDArray[np.integer]) -> NDArray[Any]:
     """Pixels of an array `[..., *S]` by their flat indices `[*S]`."""
     return array.reshape(*array.shape[: array.ndim - pixels.ndim], -1).take(pixels, -1)
-
-
-def _times(size: Sequence[int]) -> str:
-    return " x ".join(map(str, size))

@@ -62,4 +62,9 @@ class Card:
             )
         if unknown := set(data) - names:
             raise ValueError(f"the card has unknown fields {sorted(unknown)}; it was written by another segline")
+        kinds = {"network": dict, "labels": dict, "normalize": dict, "window": list, "margin": list, "precision": str}
+        if wrong := [name for name, kind in kinds.items() if not isinstance(data[name], kind)]:
+            raise ValueError(f"the card's {wrong[0]} is {data[wrong[0]]!r}; expected a {kinds[wrong[0]].__name__}")
+        if len(data["window"]) != len(data["margin"]) or "_target_" not in data["network"]:
+            raise ValueError("the card names no network, or a margin of other axes than its window; it is damaged")
         return cls(**data)

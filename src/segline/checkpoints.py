@@ -79,7 +79,12 @@ def read_network(checkpoint: str | Path) -> tuple[Card, dict[str, torch.Tensor]]
         card = Card.from_dict(content.get("card"))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
+    state = content.get("state_dict")
     weights = {
-        name.removeprefix("network."): w for name, w in content["state_dict"].items() if name.startswith("network.")
+        name.removeprefix("network."): w
+        for name, w in (state.items() if isinstance(state, dict) else ())
+        if isinstance(name, str) and name.startswith("network.")
     }
+    if not weights:
+        raise ValueError(f"{path} holds no weights of a network; use another checkpoint of the run")
     return card, weights

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+#: Names that `temporary_path` gives.
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.|$)")
+
+
+def temporary_path(path: Path) -> Path:
+    """A hidden name beside a file that no other process uses, with the same suffixes."""
+    return path.with_name(f".{uuid.uuid4().hex}{''.join(path.suffixes)}")
 
 
 @contextmanager
@@ -17,7 +27,7 @@ def committed(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, for a rename is atomic only within a file system; not by mkstemp, whose files nobody else may read.
-    temporary = path.with_name(f".{uuid.uuid4().hex}{''.join(path.suffixes)}")
+    temporary = temporary_path(path)
     try:
         yield temporary
         _sync(temporary)
@@ -25,6 +35,13 @@ def committed(path: Path) -> Iterator[Path]:
         _sync(path.parent)  # the rename itself must survive a power loss, too
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(folder: Path, older_than: float = 3600.0) -> None:
+    """Remove what processes that were killed left half-written, if that is so many seconds ago."""
+    for path in folder.iterdir():
+        if _TEMPORARY.match(path.name) and path.stat().st_mtime < time.time() - older_than:
+            path.unlink(missing_ok=True)
 
 
 def _sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""One training job from one resolved config. `python -m segline.job RUN/config.yaml` is what torch's launcher starts."""
+"""One training job from one resolved config. `python -m segline.job RUN/ITS_CONFIG.yaml` is what torch's launcher starts."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytorch_lightning as pl
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from segline import report
@@ -25,7 +27,7 @@ from segline.budget import Budget, LearningRate, Objective, Patience
 from segline.callbacks import Checkpoints, EpochTable, Progress, SameConfig, WholeCheckpointIO
 from segline.card import Card
 from segline.checkpoints import BEST, RESUME, read, read_network
-from segline.commit import committed
+from segline.commit import committed, remove_leftovers
 from segline.config import CONFIG, build
 from segline.data.datamodule import SegmentationDataModule
 from segline.module import SegmentationModule
@@ -163,13 +165,19 @@ def _build_trainer(config: DictConfig, run_dir: Path, budget: Budget, callbacks:
         max_epochs=-1 if budget.max_steps or budget.max_time else budget.max_epochs,
         callbacks=callbacks,
         plugins=[WholeCheckpointIO()],
-        logger=[logger(config=config, run_dir=run_dir) for logger in build(config.logger).values() if logger] or False,
+        logger=_build_loggers(config, run_dir) or False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # ours pads with samples that count nothing
         enable_model_summary=False,
         benchmark=True,
         default_root_dir=run_dir,
     )
+
+
+def _build_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
+    """Lightning's loggers as they are configured; a `_partial_` one gets the run's config and folder, too."""
+    loggers = [logger for logger in build(config.logger).values() if logger]
+    return [logger(config=config, run_dir=run_dir) if isinstance(logger, partial) else logger for logger in loggers]
 
 
 def _hardware(settings: DictConfig) -> dict[str, Any]:
@@ -236,6 +244,7 @@ def _locked(run_dir: Path) -> Iterator[None]:
             raise ValueError(
                 f"{run_dir} is in use by another process; wait for it, or set another hydra.run.dir"
             ) from None
+        remove_leftovers(run_dir)
         yield
 
 

@@ -74,6 +74,10 @@ class Labels:
             raise ValueError(
                 f"data.labels.background is {self.background!r}; expected null or, of exclusive labels, one of {list(self.names)}"
             )
+        if empty := [name for name, values in self.values.items() if not values]:
+            raise ValueError(
+                f"the class {empty[0]!r} of data.labels.classes has no value; give it those of the mask files, such as 7 or '#8429f6'"
+            )
         if unknown := set(self.colors) - set(self.names):
             raise ValueError(
                 f"data.labels.colors names {sorted(unknown)}, which are not among the classes {list(self.names)}"

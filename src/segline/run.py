@@ -13,7 +13,8 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from segline.config import CONF_DIR
+from segline.commit import temporary_path
+from segline.config import CONF_DIR, CONFIG
 
 #: After SIGTERM the launcher would kill after 30 seconds, which the running validation and the saving may take longer than.
 _MOST_SECONDS_TO_SAVE = 3600
@@ -30,7 +31,7 @@ def train(config: DictConfig) -> float | None:
     resolved = _resolve(config, {"name": run_dir.name, **chosen, **started})
     # Under a name of its own: the folder's config is another run's until the job holds the folder.
     run_dir.mkdir(parents=True, exist_ok=True)
-    path = run_dir / f".{os.getpid()}.yaml"
+    path = temporary_path(run_dir / CONFIG)
     OmegaConf.save(resolved, path)
     try:
         _start(path, _num_processes(resolved.trainer))

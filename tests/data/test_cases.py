@@ -5,12 +5,29 @@ from __future__ import annotations
 from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segline.data.cases import find_cases, list_faults, natural, read_table
+from segline.data import cases as data_cases
+from segline.data.cases import Case, list_faults, natural
+
+
+def checked(found: tuple[list[Case], list[str]]) -> list[Case]:
+    cases, faults = found
+    if faults:
+        raise ValueError(list_faults(faults))
+    return cases
+
+
+def find_cases(*where: Any, **how: Any) -> list[Case]:
+    return checked(data_cases.find_cases(*where, **how))
+
+
+def read_table(*where: Any, **how: Any) -> list[Case]:
+    return checked(data_cases.read_table(*where, **how))
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -256,8 +256,10 @@ def test_all_faults_of_all_files_are_said_in_one_go(root: Path) -> None:
     write(root, "s2", np.zeros((20, 24), np.uint8), unknown)
     (root / "s3.png").write_bytes((root / "s3.png").read_bytes()[:150])
     write(root, "s4", np.zeros((20, 24, 3), np.uint8), np.zeros((20, 24), np.uint8))
+    (root / "m" / "s5.png").unlink()
     text = fault(module(root))
-    assert text.startswith("4 faults in the data:\n")
+    assert text.startswith("5 faults in the data:\n")
+    assert f"{root}/s5.png has no mask: there is no {root}/m/s5.png" in text
     assert f"{root}/m/s1.png is 20 x 20, but {root}/s1.png is 20 x 24" in text
     assert f"{root}/m/s2.png: mask values outside the classes: 77 (5 pixels)" in text
     assert f"{root}/s3.png is not a whole PNG" in text

@@ -46,8 +46,10 @@ class Case:
     block: Window | None = field(default=None, hash=False)
 
 
-def find_cases(root: Path, images: str | Sequence[str], masks: str, group: Group = None, burn: Burn = 1) -> list[Case]:
-    r"""Cases by templates of paths below `root`.
+def find_cases(
+    root: Path, images: str | Sequence[str], masks: str, group: Group = None, burn: Burn = 1
+) -> tuple[list[Case], list[str]]:
+    r"""Cases by templates of paths below `root`, and what is wrong with those that lack a file or a group.
 
     `{name}` in a template stands for any text without a slash, the same in images and masks; fields are free to choose, and several
     together name the case. A field `split` is an official split. `*` in `masks` means one file an object.
@@ -61,7 +63,7 @@ def find_cases(root: Path, images: str | Sequence[str], masks: str, group: Group
         burn: What polygons burn.
 
     Raises:
-        ValueError: No images, or images without a mask: all of them at once.
+        ValueError: No images.
     """
     templates = [images] if isinstance(images, str) else list(images)
     found = _match(root, templates[0])
@@ -82,7 +84,9 @@ def find_cases(root: Path, images: str | Sequence[str], masks: str, group: Group
         if not files:
             faults.append(f"{first} has no mask: there is no {root / pattern}")
             continue
-        faults += [f"{first.name} lacks a band: there is no {band}" for band in bands[1:] if not band.is_file()]
+        if missing := [band for band in bands[1:] if not band.is_file()]:
+            faults += [f"{first.name} lacks a band: there is no {band}" for band in missing]
+            continue
         split = fields.get("split")
         own = f"{split}/{name}" if often[name] > 1 else name  # `train/1.png` and `val/1.png` are two cases
         try:
@@ -93,9 +97,7 @@ def find_cases(root: Path, images: str | Sequence[str], masks: str, group: Group
         raise ValueError(
             f"data.images and data.masks find the same files, {root / masks}; expected images and their masks"
         )
-    if faults:
-        raise ValueError(list_faults(faults))
-    return _in_runs(cases, group) if isinstance(group, int) else cases
+    return _in_runs(cases, group) if isinstance(group, int) else cases, faults
 
 
 def _no_images(root: Path, template: str) -> str:
@@ -114,14 +116,16 @@ def _glob(root: Path, pattern: str) -> tuple[Path, ...]:
 
 def read_table(
     table: str | Path | Sequence[Mapping[str, Any]], root: Path, group: Group = None, burn: Burn = 1
-) -> list[Case]:
-    """Cases by rows of image, mask and perhaps name, group, split, burn: a CSV file, or the rows themselves.
+) -> tuple[list[Case], list[str]]:
+    """Cases by rows of image, mask and perhaps name, group, split, burn, and what is wrong with the other rows.
+
+    The rows are those of a CSV file, or given themselves.
 
     An image may be several files, one a band: a list, or in a CSV a text with `;` between them. `group` is as for `find_cases`, of columns
     instead of fields; a column `group` goes before a field or an expression.
 
     Raises:
-        ValueError: A column or a file is missing: all of them at once.
+        ValueError: No table, or no rows in it.
     """
     rows = _read_csv(root / table) if isinstance(table, str | Path) else list(table)
     if not rows:
@@ -134,7 +138,9 @@ def read_table(
             continue
         files = row["image"].split(";") if isinstance(row["image"], str) else row["image"]
         images, mask = tuple(root / file for file in files), root / row["mask"]
-        faults += [f"row {number} of the table: there is no {path}" for path in (*images, mask) if not path.is_file()]
+        if lost := [path for path in (*images, mask) if not path.is_file()]:
+            faults += [f"row {number} of the table: there is no {path}" for path in lost]
+            continue
         name, split = str(row.get("name") or _stem(row)), row.get("split") or None
         if stems[name] > 1:  # files of one name in several folders
             name = str(PurePath(_first(row)).with_suffix(""))
@@ -148,9 +154,7 @@ def read_table(
         cases.append(Case(name, own, images, (mask,), split, burn=_burn(row.get("burn")) or burn))
     twice = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
     faults += [f"the table has several rows of the name {name}; expected one for each image" for name in twice]
-    if faults:
-        raise ValueError(list_faults(faults))
-    return _in_runs(cases, group) if isinstance(group, int) else cases
+    return _in_runs(cases, group) if isinstance(group, int) else cases, faults
 
 
 def _read_csv(path: Path) -> list[Mapping[str, Any]]:

@@ -118,9 +118,8 @@ class SegmentationDataModule(pl.LightningDataModule):
         """
         if self.cases:
             return
-        cases = self._find()
+        cases, faults = self._find()
         settings = (self.bands, self.spacing_mm)
-        faults: list[str] = []
         if self.blocks:
             cases = self._cut(cases, self.blocks, faults)
         self.facts = scan(cases, lambda case: self.open(case)[:2], self.labels, settings)
@@ -150,7 +149,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         """Write the domain's synthetic scenes into a folder."""
         raise ValueError("data.root is null, but this data set has no synthetic scenes; set data.root to its folder")
 
-    def _find(self) -> list[Case]:
+    def _find(self) -> tuple[list[Case], list[str]]:
         root = self._root()
         if not root.is_dir():
             where = f" It comes from {self.origin}." if self.origin else ""

@@ -6,11 +6,12 @@ import numpy as np
 
 from segline.data.cases import SPLITS
 from segline.data.datamodule import SegmentationDataModule
+from segline.io.source import say_size
 
 
 def describe(data: SegmentationDataModule) -> list[str]:
     """Lines on cases, classes, bands and windows of prepared data, and what is odd about them."""
-    labels, window = data.labels, " x ".join(map(str, data.window))
+    labels, window = data.labels, say_size(data.window)
     lines = [
         f"cases     {_parts(data)}",
         f"classes   {_shares(data)} ({labels.scheme}{f', means without {labels.background}' if labels.background else ''})",

@@ -20,7 +20,7 @@ from segline.io.normalize import strips
 from segline.io.open import open_image
 from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.io.raster import RasterFile
-from segline.io.source import Source
+from segline.io.source import Source, say_size
 from segline.io.vectors import VECTOR_DRIVERS
 from segline.labels import IGNORE_INDEX, Labels, parse_values
 
@@ -51,8 +51,10 @@ def discover(data: DictConfig) -> DictConfig:
     if _is_complete(found):
         return data
     _make_absolute(found)
-    cases = _find(found)
-    images, faults = _open(cases, found)
+    cases, faults = _find(found)
+    if not cases:
+        raise ValueError(list_faults(faults))
+    images = _open(cases, found, faults)
     if not found["labels"].get("classes"):
         faults += _name_classes(found, cases)
     if faults:
@@ -89,7 +91,7 @@ def _home(template: str) -> str:
     return str(Path(template).expanduser())
 
 
-def _find(found: dict[str, Any]) -> list[Case]:
+def _find(found: dict[str, Any]) -> tuple[list[Case], list[str]]:
     root, burn = Path(found["root"]), found["burn"]
     if found["table"]:
         return read_table(found["table"], root, found["group"], burn)
@@ -99,15 +101,15 @@ def _find(found: dict[str, Any]) -> list[Case]:
 # Images
 
 
-def _open(cases: Sequence[Case], found: dict[str, Any]) -> tuple[list[Source], list[str]]:
-    """Some of the images, spread over all of them, and what is wrong with them."""
-    images, faults = [], []
+def _open(cases: Sequence[Case], found: dict[str, Any], faults: list[str]) -> list[Source]:
+    """Some of the images, spread over all of them; those that cannot be opened go to the faults."""
+    images = []
     for place in sorted({round(place) for place in np.linspace(0, len(cases) - 1, _LOOKED_AT)}):
         try:
             images.append(open_image(cases[place].images, bands=found["bands"], spacing_mm=found["spacing_mm"]))
         except ValueError as error:
             faults.append(str(error))
-    return images, faults
+    return images
 
 
 def _fit_images(found: dict[str, Any], images: Sequence[Source], alone: bool) -> str:
@@ -285,7 +287,7 @@ def _say(found: dict[str, Any], augment: str | None, cases: Sequence[Case], imag
         keep["augment"] = found["augment"]
     defaults = ", ".join(["domain/folder@_here_", *([f"augment: {augment}"] if augment else []), "_self_"])
     text = yaml.safe_dump(keep, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
-    size, bands, classes = " x ".join(map(str, images[0].shape)), images[0].num_bands, len(labels["classes"])
+    size, bands, classes = say_size(images[0].shape), images[0].num_bands, len(labels["classes"])
     return (
         f"found {_count(len(cases), 'image')} with masks, the first of {size} pixels and {_count(bands, 'band')}, and {classes} classes\n"
         "To keep this, and to give the classes their names, save the lines below as DIR/data/mine.yaml and train with\n"

@@ -62,7 +62,7 @@ def _plan(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
 
 def _open(file: Path, card: Card) -> Source:
     source = open_image([file], bands=card.bands, spacing_mm=card.spacing_mm)
-    channels = card.network["in_channels"]
+    channels = card.network.get("in_channels", source.num_bands)  # a network of the user's may go by another name
     data = f" ({card.trained_on})" if card.trained_on else ""
     if len(source.shape) != len(card.window):
         raise ValueError(

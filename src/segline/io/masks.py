@@ -15,7 +15,7 @@ from segline.io.cache import cached
 from segline.io.image import decode
 from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.io.raster import RasterFile
-from segline.io.source import Geometry, Source, Window
+from segline.io.source import Geometry, Source, Window, say_size
 from segline.io.vectors import VECTOR_DRIVERS, Burn, Vectors
 from segline.io.volume import SUFFIXES as VOLUME_SUFFIXES
 from segline.io.volume import VolumeFile
@@ -169,7 +169,7 @@ def _number_objects(paths: Sequence[Path]) -> NDArray[np.int32]:
         inside = pixels[..., : 3 if pixels.shape[2] >= 3 else 1].any(-1)  # a last band of alpha says nothing
         if inside.shape != numbers.shape:
             raise ValueError(
-                f"{path} is {_size(inside.shape)}, but {paths[0].name} beside it is {_size(numbers.shape)}"
+                f"{path} is {say_size(inside.shape)}, but {paths[0].name} beside it is {say_size(numbers.shape)}"
             )
         numbers[inside] = number
     return numbers
@@ -235,7 +235,3 @@ def _whole_numbers(values: NDArray[Any], path: Path) -> NDArray[Any]:
     if (fractions := ~lost & (np.abs(values - rounded) > 1e-3)).any():
         raise ValueError(f"{path} holds fractions such as {values[fractions][0]:g}; expected class ids")
     return np.where(lost, _NO_VALUE, rounded)
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

@@ -13,7 +13,7 @@ from segline.io.masks import EncodedMask, ObjectsMask, raw_mask, volume_mask
 from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.io.raster import RasterSource
 from segline.io.sinks import PictureSink, RasterSink, Sink, VolumeSink
-from segline.io.source import Geometry, MaskSource, Source, Window
+from segline.io.source import Geometry, MaskSource, Source, Window, say_size
 from segline.io.vectors import Burn
 from segline.io.volume import SUFFIXES as VOLUME_SUFFIXES
 from segline.io.volume import VolumeSource
@@ -121,7 +121,7 @@ def compare(image: Source | MaskSource, mask: Source | MaskSource) -> list[str]:
     image, mask = getattr(image, "whole", image), getattr(mask, "whole", mask)
     if image.shape != mask.shape:
         return [
-            f"{mask.path} is {_size(mask.shape)}, but {image.path} is {_size(image.shape)}; both must have one size"
+            f"{mask.path} is {say_size(mask.shape)}, but {image.path} is {say_size(image.shape)}; both must have one size"
         ]
     ours, theirs = image.geometry, mask.geometry
     faults = []
@@ -149,7 +149,3 @@ def _shift(one: Geometry, other: Geometry, shape: tuple[int, ...]) -> float:
     corners = np.vstack([corners, np.ones(corners.shape[1])])
     apart = np.linalg.inv(a) @ (b @ corners) - corners
     return float(np.abs(apart).max())
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))

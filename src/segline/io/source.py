@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -77,6 +78,11 @@ class Block:
         return self.whole.read(
             tuple(slice(b.start + w.start, b.start + w.stop) for b, w in zip(self.block, window, strict=True))
         )
+
+
+def say_size(shape: Sequence[int]) -> str:
+    """`[256, 320]` as `256 x 320`."""
+    return " x ".join(map(str, shape))
 
 
 def whole(shape: tuple[int, ...]) -> Window:

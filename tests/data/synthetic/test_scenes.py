@@ -36,7 +36,7 @@ def labels(domain: str) -> Labels:
 def read(domain: str, root: Path) -> Iterator[tuple[NDArray[np.float32], NDArray[np.uint8]]]:
     """Image `[C, *S]` and mask `[*S]` of each scene."""
     data = config(domain)
-    for case in find_cases(root, data.images, data.masks, data.group):
+    for case in find_cases(root, data.images, data.masks, data.group)[0]:
         image = open_image(case.images)
         whole = tuple(slice(0, size) for size in image.shape)
         yield image.read(whole), open_mask(case.masks, labels(domain), like=image).read(whole)
@@ -96,7 +96,7 @@ def test_bands_and_dimensions_are_the_configs_and_no_scene_is_flat(domain: str, 
 @pytest.mark.parametrize("domain", ["biomedical", "driving"])
 def test_scenes_lie_in_groups_of_four(domain: str, scenes: Scenes) -> None:
     data = config(domain)
-    groups = [case.group for case in find_cases(scenes(domain), data.images, data.masks, data.group)]
+    groups = [case.group for case in find_cases(scenes(domain), data.images, data.masks, data.group)[0]]
     assert [groups.count(group) for group in dict.fromkeys(groups)] == [4, 1]
 
 
