@@ -77,6 +77,19 @@ def test_a_data_set_has_the_classes_of_its_own_file_alone(choice: str) -> None:
     assert composed("data", choice).data.labels.get("classes") == OmegaConf.select(written, "labels.classes")
 
 
+def test_a_data_module_without_a_config_has_the_defaults_of_the_configs() -> None:
+    written = OmegaConf.load(CONF_DIR / "data" / "domain" / "default.yaml")
+    for target, node in (("", written), ("labels", written.labels)):
+        parameters = inspect.signature(get_object(node["_target_"])).parameters.values()
+        plain = {
+            p.name: p.default for p in parameters if p.default is not p.empty and p.name not in ("seed", "augment")
+        }
+        given = OmegaConf.to_container(node, resolve=False)
+        assert isinstance(given, dict)
+        got = {name: list(v) if isinstance(v, tuple) else v for name, v in plain.items()}
+        assert got == {name: given[name] for name in plain}, target
+
+
 @pytest.mark.parametrize("name", sorted(file.stem for file in CONF_DIR.glob("*.yaml")))
 def test_a_command_composes(name: str) -> None:
     assert compose(name=name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from omegaconf import DictConfig, OmegaConf
 
-from segline.config import CONF_DIR
+from segline.config import compose
 from segline.data.cases import find_cases
 from segline.data.synthetic import biomedical, biomedical3d, driving, satellite
 from segline.io.open import open_image, open_mask
@@ -22,9 +23,9 @@ MODULES = {"satellite": satellite, "biomedical": biomedical, "biomedical3d": bio
 Scenes = Callable[[str], Path]
 
 
+@functools.cache
 def config(domain: str) -> DictConfig:
-    parts = [CONF_DIR / "data" / "domain" / f"{domain}.yaml", CONF_DIR / "data" / f"{domain}.yaml"]
-    return OmegaConf.merge(*map(OmegaConf.load, parts))  # type: ignore[return-value]
+    return compose([f"data={domain}"]).data  # type: ignore[no-any-return]
 
 
 def labels(domain: str) -> Labels:
