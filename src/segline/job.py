@@ -91,9 +91,8 @@ def _finish(
     config: DictConfig, run_dir: Path, trainer: pl.Trainer, module: SegmentationModule, data: SegmentationDataModule
 ) -> None:
     """Evaluate the best weights on the validation part, and on the test part where there is one, and leave the report."""
-    if all(
-        checkpoints.best is None for checkpoints in trainer.checkpoint_callbacks if isinstance(checkpoints, Checkpoints)
-    ):
+    checkpoints = next(c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints))
+    if checkpoints.best is None:
         trainer.validate(module, datamodule=data, verbose=False)  # the budget ended before the first validation
         trainer.strategy.barrier()
     _, weights = read_network(run_dir / BEST)
