@@ -34,7 +34,7 @@ LAYERS = (
         "checkpoints",
         "precision",
     },
-    {"labels", "commit"},
+    {"labels", "colors", "commit"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

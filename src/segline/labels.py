@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segline.colors import default_color
+
 #: Value of a pixel that counts nowhere: not in a loss, a gradient, a metric or a picture.
 IGNORE_INDEX = 255
 
@@ -137,7 +139,7 @@ class Labels:
                 color = (
                     values[0]
                     if isinstance(first, str) and first.startswith("#")
-                    else _default_color(k, name == self.background)
+                    else default_color(k, name == self.background)
                 )
             rows.append([color >> 16 & 255, color >> 8 & 255, color & 255])
         return np.array(rows, np.uint8)
@@ -284,19 +286,3 @@ def _occurring(raw: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp], NDArr
 
 def _plain(raw: RawValues) -> Any:
     return raw if isinstance(raw, (int, str)) else list(raw)
-
-
-# Okabe and Ito's eight colours, made for colour-blind readers, without their black.
-_OKABE_ITO = (0xE69F00, 0x56B4E9, 0x009E73, 0xF0E442, 0x0072B2, 0xD55E00, 0xCC79A7)
-
-
-def _default_color(index: int, background: bool) -> int:
-    if background:
-        return 0x000000
-    if index < len(_OKABE_ITO):
-        return _OKABE_ITO[index]
-    # Further classes: golden-angle steps around the hue circle keep neighbours apart for any number of classes.
-    import colorsys
-
-    red, green, blue = colorsys.hsv_to_rgb(index * 0.618034 % 1.0, 0.55 + 0.15 * (index % 3), 0.9 - 0.15 * (index % 2))
-    return int(red * 255) << 16 | int(green * 255) << 8 | int(blue * 255)

@@ -1,5 +1,7 @@
 """What only a GPU can show: `make test-gpu`, or `pytest -m gpu tests/gpu`."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ from segline.checkpoints import RESUME, read
 from segline.losses import DiceCELoss
 from segline.models.attention_unet import AttentionUNet
 from segline.precision import fast_precision, memory_format
+
+TRAIN = str(Path(__file__).resolve().parents[2] / "src" / "train.py")
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 
@@ -54,12 +58,14 @@ def test_memory_of_a_step_is_given_back() -> None:
 
 @pytest.mark.parametrize("data", ["satellite", "biomedical3d"])
 def test_a_run_trains_and_resumes(tmp_path: Path, data: str) -> None:
-    from tests.test_run import train
-
     window = "[16,32,32]" if data == "biomedical3d" else "[64,64]"
     margin = "[4,4,4]" if data == "biomedical3d" else "[8,8]"
-    common = ["trainer=gpu", "trainer.precision=auto", f"data={data}", f"data.window={window}", f"data.margin={margin}"]
-    train(tmp_path / "run", *common, "trainer.max_epochs=1")
-    train(tmp_path / "run", *common, "trainer.max_epochs=2", "resume=auto")
+    common = [
+        "trainer=gpu", "logger=none", "model=unet", "model.channels=[4,8]", f"data={data}", f"data.window={window}",
+        f"data.margin={margin}", "data.steps_per_epoch=3", "data.batch_size=2", f"hydra.run.dir={tmp_path}/run",
+    ]  # fmt: skip
+    for more in (["trainer.max_epochs=1"], ["trainer.max_epochs=2", "resume=auto"]):
+        done = subprocess.run([sys.executable, TRAIN, *common, *more], capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
     assert [row["epoch"] for row in tables.read_rows(tmp_path / "run" / "metrics.csv")] == [0, 1]
     assert read(tmp_path / "run" / RESUME)["training"]["epoch"] == 2
