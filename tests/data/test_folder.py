@@ -22,7 +22,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from segline.config import CONF_DIR, build, compose
-from segline.data.folder import MOST_CLASSES, discover
+from segline.data.folder import discover
+from segline.data.mask_values import MOST_CLASSES
 
 TRAIN = Path(__file__).resolve().parents[2] / "src" / "train.py"
 
@@ -150,6 +151,26 @@ def test_rasters_with_ids_and_no_data(tmp_path: Path) -> None:
     data = found(files(tmp_path, "{name}.tif", "{name}_m.tif"))
     assert data.labels.classes == {"background": 0, "foreground": 4}
     assert data.labels.ignore == [-1, 99]
+
+
+def test_a_stray_pixel_does_not_turn_255_into_nothing(tmp_path: Path) -> None:
+    masks = [ids(0, 255) for _ in range(4)]
+    masks[2][:2, :3] = 77
+    options = pictures(tmp_path, *masks)
+    with pytest.raises(
+        ValueError, match=r"77 \(0\.0\d%, only in 2_m\.png\), 255 .*is 255 a class, or pixels to be ignored\?"
+    ):
+        found(options)
+    assert found(options, "data.labels.ignore=[255]").labels.classes == {"background": 0, "foreground": 77}
+    assert found(options, "data.labels.ignore=[77]").labels.classes == {"background": 0, "foreground": 255}
+
+
+def test_the_values_in_the_masks_are_said_with_their_shares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    masks = [np.zeros((10, 10), np.uint8) for _ in range(3)]
+    masks[0][:5], masks[1][:5], masks[2][0, 0] = 1, 1, 3
+    found(pictures(tmp_path, *masks))
+    said = capsys.readouterr().out
+    assert "values in the masks: 0 (66.33%, in 3 masks), 1 (33.33%, in 2 masks), 3 (0.33%, only in 2_m.png)\n" in said
 
 
 def test_a_single_raster_is_cut_in_blocks(tmp_path: Path) -> None:

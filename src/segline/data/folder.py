@@ -11,21 +11,14 @@ import numpy as np
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from PIL import ImageColor
-from tqdm import tqdm
 
 from segline.data.cases import Case, find_cases, list_faults, read_table
-from segline.io.image import FORMATS, decode
-from segline.io.masks import raw_mask, volume_mask
-from segline.io.normalize import strips
+from segline.data.mask_values import Values, count_of, look_at_masks
+from segline.io.image import FORMATS
 from segline.io.open import open_image
-from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
-from segline.io.raster import RasterFile
 from segline.io.source import Source, say_size
-from segline.io.vectors import VECTOR_DRIVERS
-from segline.labels import IGNORE_INDEX, Labels, parse_values
+from segline.labels import IGNORE_INDEX, parse_values
 
-#: Masks of more values are rather images; that many classes are named by hand.
-MOST_CLASSES = 64
 #: Images that are opened for their sizes and bands; the scan looks at all of them.
 _LOOKED_AT = 50
 #: Greatest edge of a window, and what it is a multiple of, by the number of axes.
@@ -55,13 +48,15 @@ def discover(data: DictConfig) -> DictConfig:
     if not cases:
         raise ValueError(list_faults(faults))
     images = _open(cases, found, faults)
+    seen = None
     if not found["labels"].get("classes"):
-        faults += _name_classes(found, cases)
+        seen, unread = look_at_masks(found["labels"], cases)
+        faults += unread or _name_classes(found["labels"], seen)
     if faults:
         raise ValueError(list_faults(faults))
     kind = _fit_images(found, images, alone=len(cases) == 1)
     augment = _choose_augment(found, kind)
-    print(_say(found, augment, cases, images), flush=True)
+    print(_say(found, augment, cases, images, seen), flush=True)
     return OmegaConf.create(found)
 
 
@@ -85,6 +80,11 @@ def _make_absolute(found: dict[str, Any]) -> None:
     for key in ("images", "masks"):
         given = found[key]
         found[key] = [_home(one) for one in given] if isinstance(given, list) else given and _home(given)
+
+
+def _templates(found: dict[str, Any]) -> list[str]:
+    images = found["images"] if isinstance(found["images"], list) else [found["images"]]
+    return [*images, found["masks"]]
 
 
 def _home(template: str) -> str:
@@ -180,88 +180,36 @@ def _most(values: Sequence[int]) -> int:
 # Masks
 
 
-def _name_classes(found: dict[str, Any], cases: Sequence[Case]) -> list[str]:
+def _name_classes(labels: dict[str, Any], seen: Values) -> list[str]:
     """Set the labels by the values in the masks; what keeps them from being labels."""
-    labels = found["labels"]
-    overlapping = labels.get("scheme") == "overlapping"
+    overlapping, colored, values = labels.get("scheme") == "overlapping", seen.colored, set(seen.pixels)
     least = 1 if overlapping else 2
-    colored = any(_is_colored(case.masks[0]) for case in cases if not case.objects)
-    values, holes, faults = _look_at_masks(cases, colored)
-    if faults:
-        return faults
     known = set(parse_values(labels.get("ignore") or []))
     if overlapping:
         known |= set(parse_values(labels.get("rest") or []))
-    void = {v for v in values - known if v < 0 or v in holes - {0} or (v == IGNORE_INDEX and not colored)}
+    unsaid = {IGNORE_INDEX} & values - known - seen.holes if not colored else set[int]()
+    void = {v for v in values - known if v < 0} | (values & seen.holes - {0} - known) | unsaid
     if len(values - void - known) < least:  # 0 and 255 alone are two classes
-        void = {v for v in void if v < 0}
+        void, unsaid = {v for v in void if v < 0}, set()
     ids = sorted(values - void - known)
     if len(ids) < least:
-        listed = ", ".join(str(_raw(value, colored)) for value in sorted(values))
-        return [f"the masks hold nothing to tell apart, only {listed}; are these the masks: {cases[0].masks[0]}?"]
-    pair = 0 in values and len(values - void) == 2
-    labels["classes"] = {_name(value, colored, pair): _raw(value, colored) for value in ids}
+        listed = ", ".join(str(seen.raw(value)) for value in sorted(values))
+        return [
+            f"the masks hold nothing to tell apart, only {listed}; are these the masks: {next(iter(seen.first.values()))}?"
+        ]
+    # What is to be ignored is seldom most of it: then it rather is a class, and one of the others a stray pixel.
+    if unsaid and seen.pixels[IGNORE_INDEX] > sum(seen.pixels[value] for value in ids if value):
+        return [
+            f"the masks hold {seen.describe()}: is {IGNORE_INDEX} a class, or pixels to be ignored? Name data.labels.classes, such as "
+            f"'data.labels.classes={{background: 0, foreground: {IGNORE_INDEX}}}', or set data.labels.ignore=[{IGNORE_INDEX}]"
+        ]
+    pair = 0 in values and len({0, *ids}) == 2
+    labels["classes"] = {_name(value, colored, pair): seen.raw(value) for value in ids}
     if void:
         labels["ignore"] = [*(labels.get("ignore") or []), *sorted(void)]
     if 0 in ids and not overlapping:
         labels["background"] = labels.get("background") or "background"
     return []
-
-
-def _look_at_masks(cases: Sequence[Case], colored: bool) -> tuple[set[int], set[int], list[str]]:
-    """Raw values of all masks, the declared no-data values, and what is wrong."""
-    reading = Labels({"background": 0, "class": "#ffffff" if colored else 1})
-    values, holes, faults = set[int](), set[int](), []
-    for case in tqdm(cases, desc="masks", unit="mask", leave=False, delay=2):
-        try:
-            some, hole = _read_values(case, reading)
-        except (ValueError, OSError) as error:
-            faults.append(str(error))
-            continue
-        if len(some) > MOST_CLASSES:
-            faults.append(
-                f"{case.masks[0]} holds more than {MOST_CLASSES} values: rather an image, or a mask that was smoothed or kept as a JPEG; "
-                "set data.masks to the masks, or name data.labels.classes"
-            )
-        values |= some
-        holes |= hole
-    if not faults and len(values) > MOST_CLASSES:
-        faults.append(
-            f"the masks hold {len(values)} values, which are many for classes; if they are, name data.labels.classes"
-        )
-    return values, holes, faults
-
-
-def _read_values(case: Case, reading: Labels) -> tuple[set[int], set[int]]:
-    """Raw values of a mask, a few more than may be at most, and its no-data value."""
-    vector = case.masks[0].suffix.lower() in VECTOR_DRIVERS
-    like: Any = open_image(case.images) if vector else None
-    raw = raw_mask(case.masks, reading, like, case.burn, lambda path: volume_mask(path, None), case.objects)
-    values = {0} if vector or case.objects else set[int]()
-    for window in strips(raw.shape):
-        some = np.unique(raw.read_raw(window))
-        values.update(some[some > np.iinfo(np.int32).min].tolist())  # less than any id: no value, as NaN is one
-        if len(values) > MOST_CLASSES:
-            break
-    hole = getattr(raw, "nodata", None)
-    return values, set() if hole is None or np.isnan(hole) else {int(hole)}
-
-
-def _is_colored(path: Path) -> bool:
-    """Whether a mask tells its classes by colours, not by ids."""
-    try:
-        if path.suffix.lower() == ".png":
-            pixels = decode(path, palette_as_ids=True)
-            return pixels.shape[2] >= 3 and bool((pixels[..., :1] != pixels[..., :3]).any())
-        if path.name.lower().endswith(RASTER_SUFFIXES) and (raster := RasterFile(path)).num_bands >= 3:
-            return any((bands[:1] != bands[:3]).any() for bands in map(raster.read_raw, strips(raster.shape)))
-    except ValueError:
-        pass  # it is said when the mask is read
-    return False
-
-
-def _raw(value: int, colored: bool) -> int | str:
-    return f"#{value:06x}" if colored else value
 
 
 def _name(value: int, colored: bool, pair: bool) -> str:
@@ -276,7 +224,9 @@ def _name(value: int, colored: bool, pair: bool) -> str:
 # What is said
 
 
-def _say(found: dict[str, Any], augment: str | None, cases: Sequence[Case], images: Sequence[Source]) -> str:
+def _say(
+    found: dict[str, Any], augment: str | None, cases: Sequence[Case], images: Sequence[Source], seen: Values | None
+) -> str:
     """What was found, as a config to keep."""
     keep = {k: v for k, v in found.items() if v is not None and k not in ("_target_", "seed", "labels", "augment")}
     labels = {k: v for k, v in found["labels"].items() if v and k not in ("_target_", "rest")}
@@ -286,15 +236,14 @@ def _say(found: dict[str, Any], augment: str | None, cases: Sequence[Case], imag
     if augment is None:
         keep["augment"] = found["augment"]
     defaults = ", ".join(["domain/folder@_here_", *([f"augment: {augment}"] if augment else []), "_self_"])
+    if not found["table"] and all(Path(path).is_absolute() for path in _templates(found)):
+        del keep["root"]
     text = yaml.safe_dump(keep, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
     size, bands, classes = say_size(images[0].shape), images[0].num_bands, len(labels["classes"])
     return (
-        f"found {_count(len(cases), 'image')} with masks, the first of {size} pixels and {_count(bands, 'band')}, and {classes} classes\n"
-        "To keep this, and to give the classes their names, save the lines below as DIR/data/mine.yaml and train with\n"
-        "--config-dir DIR data=mine. The class that labels.background names stays out of means over classes.\n\n"
+        f"found {count_of(len(cases), 'image')} with masks, the first of {size} pixels and {count_of(bands, 'band')}, "
+        f"and {classes} classes\n{f'values in the masks: {seen.describe()}' if seen else ''}\n"
+        "To keep this, save the lines below as DIR/data/mine.yaml and train with --config-dir DIR data=mine. Classes may be given other\n"
+        "names, the background's in both places: the class that labels.background names stays out of means over classes.\n\n"
         f"defaults: [{defaults}]\n{text}"
     )
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'s' if number != 1 else ''}"
