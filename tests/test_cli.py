@@ -84,6 +84,43 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyt
     assert "Traceback" not in answer.stderr
 
 
+def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
+    done = run("trainer=cpu", "trainer.max_time=10", f"hydra.run.dir={tmp_path}/run")
+    assert done.returncode == 1
+    assert "expected DD:HH:MM:SS" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_path_may_hold_what_means_something_to_hydra(tmp_path: Path) -> None:
+    folder = tmp_path / "0_loss=ce,model.channels=[8,16] {x}"
+    folder.mkdir()
+    done = run(f"resume={folder}")
+    assert f"{folder} is not a run folder" in done.stderr
+    done = subprocess.run(
+        [sys.executable, SRC / "predict.py", f"checkpoint={folder}", "input=x.tif", f"output={folder}/masks"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert f"there is no checkpoint {folder}/best.ckpt" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "arguments", "said"),
+    [
+        ("predict", [], "checkpoint= and input= and output= missing"),
+        ("predict", ["checkpoint=x"], "input= and output= missing"),
+        ("train", ["foo"], "foo: an override is key=value"),
+    ],
+)
+def test_what_is_missing_is_said_at_once(script: str, arguments: list[str], said: str) -> None:
+    done = subprocess.run(
+        [sys.executable, SRC / f"{script}.py", *arguments], capture_output=True, text=True, timeout=120
+    )
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_resume_of_what_is_no_run_is_refused(tmp_path: Path) -> None:
     answer = run(f"resume={tmp_path}")
     assert answer.returncode == 1

@@ -159,6 +159,26 @@ def test_no_part_of_a_gradient_is_saved(tmp_path: Path, few_scenes: Path, monkey
     assert saved == [2, 4, 6, 0]
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("trainer.max_steps=-5", "trainer.max_steps is -5; expected 1 or more"),
+        ("trainer.max_epochs=0", "trainer.max_epochs is 0; expected 1 or more"),
+        ("trainer.max_steps=2.5", "trainer.max_steps is 2.5"),
+        ("trainer.max_time=00:00:00:00", "which is no time"),
+    ],
+)
+def test_a_budget_of_nothing_is_refused(override: str, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        job._budget(compose([override]).trainer)
+
+
+def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"sees no GPU here; .* or set trainer=cpu"):
+        job._hardware(compose(["trainer=gpu"]).trainer)
+
+
 def test_a_wrong_time_is_answered_with_one_that_works() -> None:
     config = compose(["trainer.max_time=10min"])
     with pytest.raises(ValueError, match="00:00:10:00"):

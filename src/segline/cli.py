@@ -10,6 +10,8 @@ from pathlib import Path
 from segline.explain import explained
 
 _COMMANDS = ("train", "predict")
+#: Overrides that are paths. A comma in one that does not exist separates the points of a sweep.
+_PATHS = ("checkpoint", "input", "output", "resume", "data.root", "hydra.run.dir", "hydra.sweep.dir")
 
 
 def main(command: str | None = None) -> None:
@@ -21,18 +23,25 @@ def main(command: str | None = None) -> None:
             sys.exit(0 if arguments in (["--help"], ["-h"]) else 2)
         command, arguments = arguments[0], arguments[1:]
     with explained(command, arguments):
-        sys.argv[1:] = [quoted(argument) for argument in going_on(arguments)]
+        sweep = bool({"-m", "--multirun"} & set(arguments))
+        sys.argv[1:] = [quoted(argument, sweep) for argument in going_on(arguments)]
         from segline import run
 
         getattr(run, command)()
 
 
-def quoted(argument: str) -> str:
-    """Let a template such as data.images=/x/{name}.tif pass as a text: to Hydra a bare brace begins a mapping.
+def quoted(argument: str, sweep: bool = False) -> str:
+    """Let templates such as data.images=/x/{name}.tif, and paths of any signs, pass as texts: to Hydra braces and = mean something.
 
     >>> quoted("data.images=/x/{name}.tif"), quoted("data.images=[{n}_r.tif,{n}_g.tif]"), quoted("data.window=[32,32]")
     ("data.images='/x/{name}.tif'", "data.images=['{n}_r.tif','{n}_g.tif']", 'data.window=[32,32]')
+    >>> quoted("checkpoint=runs/0_loss=ce"), quoted("input=a b.tif"), quoted("output='x=1'"), quoted("data.root=a,b", sweep=True)
+    ("checkpoint='runs/0_loss=ce'", "input='a b.tif'", "output='x=1'", 'data.root=a,b')
     """
+    key, _, path = argument.partition("=")
+    plain = re.fullmatch(r"['\"].*|[\w./~+%@$*?-]*", path) or (sweep and "," in path and not Path(path).exists())
+    if key in _PATHS and not plain:
+        return f"{key}='{path}'"
     match = re.fullmatch(r"(data\.(?:images|masks|group)=)(\[?)([^'\"]*[{(*][^'\"]*?)(\]?)", argument)
     if match is None:
         return argument

@@ -17,6 +17,8 @@ CONF_DIR = next(folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf")
 
 #: The resolved config of a run, in its folder.
 CONFIG = "config.yaml"
+#: Held by the process that writes into a run's folder.
+LOCK = ".lock"
 
 # A name of a folder from overrides: data/augment=none would make two of them, and names end at 255 bytes.
 OmegaConf.register_new_resolver("slug", lambda text: text.replace("/", ".")[:200], replace=True)

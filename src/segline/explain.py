@@ -36,13 +36,18 @@ def explained(command: str, arguments: Sequence[str]) -> Iterator[None]:
 
 def _explain(error: Exception, command: str, arguments: Sequence[str]) -> str | None:
     """What to say instead of a traceback; None for a fault of the program."""
-    from hydra.errors import HydraException, InstantiationException, MissingConfigException
+    from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={name} does not exist.{nearest(name, error.options or ())}\nChoices of {group}: {', '.join(error.options or ())}"
-    if isinstance(error, InstantiationException) and isinstance(error.__cause__, ValueError):
-        return str(error.__cause__)
+    if isinstance(error, InstantiationException) and error.__cause__ is not None:
+        cause, where = error.__cause__, str(error).partition("full_key: ")[2].strip()
+        return str(cause) if isinstance(cause, ValueError) else f"{where or 'the config'} cannot be built: {cause}"
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override}: an override is key=value; a value with = , [ ] {{ }} stands in quotes: \"key='value'\""
+        )
     if isinstance(error, HydraException):
         return _explain_override(str(error), command)
     if isinstance(error, ValueError | OSError) and _is_ours(error):

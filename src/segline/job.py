@@ -28,7 +28,7 @@ from segline.callbacks import Checkpoints, EpochTable, Progress, SameConfig, Who
 from segline.card import Card
 from segline.checkpoints import BEST, RESUME, read, read_network
 from segline.commit import committed, remove_leftovers
-from segline.config import CONFIG, build
+from segline.config import CONFIG, LOCK, build
 from segline.data.datamodule import SegmentationDataModule
 from segline.module import SegmentationModule
 from segline.precision import fast_precision, memory_format
@@ -50,6 +50,7 @@ def run(path: Path) -> None:
     run_dir, rank = path.parent, int(os.environ.get("RANK", "0"))
     _silence()
     with _locked(run_dir) if rank == 0 else nullcontext():
+        budget, precision = _budget(config.trainer), _hardware(config.trainer)["precision"]
         resume = _resume_checkpoint(config, run_dir)
         pl.seed_everything(config.seed, verbose=False)
         data = build(config.data)
@@ -61,10 +62,8 @@ def run(path: Path) -> None:
         module = _build_module(config, data)
         torch.manual_seed(config.seed + rank)  # equal weights, but no equal dropout on all processes
         network: Any = OmegaConf.to_container(config.model)
-        precision = _hardware(config.trainer)["precision"]
         _check_objective(config.objective, module)
         card = Card(network=network, precision=precision, trained_on=config.run.data, **data.card_fields())
-        budget = _budget(config.trainer)
         if resume is not None:
             _check_fits(resume, card)
             data.go_on(**{key: resume["training"][key] for key in ("epoch", "batches")})
@@ -185,6 +184,11 @@ def _hardware(settings: DictConfig) -> dict[str, Any]:
     accelerator, precision = settings.accelerator, str(settings.precision)
     if accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
+    if accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            f"trainer.accelerator is {accelerator}, but torch {torch.__version__} sees no GPU here; look at nvidia-smi and "
+            "CUDA_VISIBLE_DEVICES, or set trainer=cpu"
+        )
     return {
         "accelerator": accelerator,
         "devices": processes,
@@ -196,6 +200,9 @@ def _hardware(settings: DictConfig) -> dict[str, Any]:
 def _budget(settings: DictConfig) -> Budget:
     """The one budget that holds: time before steps before epochs."""
     limit = settings.max_time
+    for key in ("max_epochs", "max_steps"):
+        if settings[key] is not None and (not isinstance(settings[key], int) or settings[key] < 1):
+            raise ValueError(f"trainer.{key} is {settings[key]}; expected 1 or more, or null for another budget")
     if limit is None:
         return Budget(max_steps=settings.max_steps) if settings.max_steps else Budget(max_epochs=settings.max_epochs)
     try:
@@ -204,7 +211,10 @@ def _budget(settings: DictConfig) -> Budget:
         raise ValueError(
             f"trainer.max_time is {limit!r}; expected DD:HH:MM:SS, such as 00:00:10:00 for ten minutes"
         ) from None
-    return Budget(max_time=timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds))
+    time = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    if time <= timedelta(0):
+        raise ValueError(f"trainer.max_time is {limit}, which is no time; expected DD:HH:MM:SS, such as 00:00:10:00")
+    return Budget(max_time=time)
 
 
 def _resume_checkpoint(config: DictConfig, run_dir: Path) -> dict[str, Any] | None:
@@ -223,20 +233,29 @@ def _resume_checkpoint(config: DictConfig, run_dir: Path) -> dict[str, Any] | No
 
 def _check_fits(checkpoint: dict[str, Any], card: Card) -> None:
     """Refuse to go on with another network or other labels than the checkpoint's."""
-    before, now = checkpoint["card"], json.loads(json.dumps(card.to_dict()))
+    before, now = (json.loads(json.dumps(one)) for one in (checkpoint["card"], card.to_dict()))
     for key in ("network", "trained_on", "labels", "normalize", "bands", "spacing_mm"):
-        if json.loads(json.dumps(before[key])) != now[key]:
+        if before[key] != now[key]:
+            theirs, ours = _differing(before[key], now[key])
             raise ValueError(
                 f"the checkpoint is of another {'model' if key == 'network' else 'data'}: "
-                f"its {key} is {before[key]}, but the config's is {now[key]}; "
+                f"its {key} is {theirs}, but the config's is {ours}; "
                 "resume with the settings that the run was started with (its config.yaml), or start a new run"
             )
+
+
+def _differing(one: Any, other: Any) -> tuple[Any, Any]:
+    """Two values, of mappings only the keys that differ."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return one, other
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    return {key: one.get(key) for key in keys}, {key: other.get(key) for key in keys}
 
 
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
     """Hold the run folder; the lock goes with the process, however that ends."""
-    with (run_dir / ".lock").open("a+") as lock:
+    with (run_dir / LOCK).open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -84,7 +84,10 @@ class SegmentationModule(pl.LightningModule):
         self.meters("train").reset()  # not at an epoch's start: a resume may start in its middle
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizer(parameter_groups(self.network))
+        try:
+            optimizer = self.optimizer(parameter_groups(self.network))
+        except ValueError as error:  # torch's own, without the name of the setting
+            raise ValueError(f"optimizer: {error}") from error
         self.group_options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return optimizer
 

@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from segline.commit import temporary_path
-from segline.config import CONF_DIR, CONFIG
+from segline.config import CONF_DIR, CONFIG, LOCK
 
 #: After SIGTERM the launcher would kill after 30 seconds, which the running validation and the saving may take longer than.
 _MOST_SECONDS_TO_SAVE = 3600
@@ -37,9 +37,17 @@ def train(config: DictConfig) -> float | None:
         _start(path, _num_processes(resolved.trainer))
     finally:
         path.unlink(missing_ok=True)
+        _remove_if_unused(run_dir)
     from segline.report import read_scores
 
     return read_scores(run_dir).get(resolved.objective)
+
+
+def _remove_if_unused(run_dir: Path) -> None:
+    """Leave no folder of a run that was refused before it began."""
+    if {file.name for file in run_dir.iterdir()} <= {LOCK}:
+        (run_dir / LOCK).unlink(missing_ok=True)
+        run_dir.rmdir()
 
 
 def _start(path: Path, processes: int) -> None:
@@ -80,6 +88,10 @@ def _start(path: Path, processes: int) -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="predict")
 def predict(config: DictConfig) -> None:
     """Write masks of whole files, in the format that came in."""
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ValueError(
+            f"{' and '.join(f'{key}=' for key in missing)} missing; python src/predict.py checkpoint=RUN input=FILES output=FOLDER"
+        )
     from segline.inference.predict import predict_files
 
     predict_files(**_plain(config))

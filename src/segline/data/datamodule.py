@@ -94,6 +94,9 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.facts: dict[str, Facts] = {}
         self.notes: list[str] = []
         self._progress = (0, 0)  # epoch and batches that a resume starts after
+        for name, value in (("batch_size", batch_size), ("steps_per_epoch", steps_per_epoch)):
+            if value < 1:
+                raise ValueError(f"data.{name} is {value}; expected 1 or more")
         if len(self.window) != spatial_dims or len(self.margin) != spatial_dims:
             raise ValueError(
                 f"data.window is {self.window} and data.margin {self.margin}; expected {spatial_dims} sizes each"

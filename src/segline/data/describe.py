@@ -13,7 +13,7 @@ def describe(data: SegmentationDataModule) -> list[str]:
     """Lines on cases, classes, bands and windows of prepared data, and what is odd about them."""
     labels, window = data.labels, say_size(data.window)
     lines = [
-        f"cases     {_parts(data)}",
+        f"cases     {_parts(data)}{_blocks(data)}",
         f"classes   {_shares(data)} ({labels.scheme}{f', means without {labels.background}' if labels.background else ''})",
         f"bands     {data.in_channels}: {_ranges(data)}; normalised by the {data.normalize.scope}",
         f"windows   {window}, {data.batch_size} a step, {data.steps_per_epoch} steps an epoch, {data.num_workers} workers",
@@ -27,6 +27,14 @@ def _parts(data: SegmentationDataModule) -> str:
     """Cases and groups of each part."""
     counts = {split: (len(cases), len({case.group for case in cases})) for split, cases in data.cases.items() if cases}
     return ", ".join(f"{split}: {cases} in {groups} groups" for split, (cases, groups) in counts.items())
+
+
+def _blocks(data: SegmentationDataModule) -> str:
+    """Of what the cases are parts, where rasters are cut: neighbouring blocks of one scene are much alike."""
+    if not data.blocks:
+        return ""
+    files = len({case.images[0] for cases in data.cases.values() for case in cases})
+    return f" (blocks of {data.blocks} x {data.blocks} pixels, cut from {files} file{'s' if files != 1 else ''})"
 
 
 def _shared(data: SegmentationDataModule) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,10 @@ def _memory_limits(root: Path) -> list[int]:
 
 
 def _start_worker(_: int) -> None:
-    """One thread a worker: the cores are the network's."""
+    """One thread a worker, for the cores are the network's; and signals are the trainer's, who needs batches until it has saved."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # The first is meant for all processes of the job; a second one comes from a loader that ends.
+    signal.signal(signal.SIGTERM, lambda signum, _: signal.signal(signum, signal.SIG_DFL))
     torch.set_num_threads(1)
     import cv2
 

@@ -107,6 +107,8 @@ def _load(card: Card, weights: dict[str, torch.Tensor], device: str, trust: Sequ
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint's weights do not fit the network of its card ({error})") from error
+    if device not in ("auto", "cpu") and not torch.cuda.is_available():
+        raise ValueError(f"device is {device}, but torch {torch.__version__} sees no GPU here; set device=cpu")
     place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
     network = network.to(memory_format=memory_format(2 + len(card.window))).to(place).eval()
     return on_arrays(network, place, card.precision)
