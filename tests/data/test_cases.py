@@ -15,11 +15,10 @@ from segline.data import cases as data_cases
 from segline.data.cases import Case, list_faults, natural
 
 
-def checked(found: tuple[list[Case], list[str]]) -> list[Case]:
-    cases, faults = found
-    if faults:
-        raise ValueError(list_faults(faults))
-    return cases
+def checked(found: data_cases.Found) -> list[Case]:
+    if found.faults:
+        raise ValueError(list_faults(found.faults))
+    return found.cases
 
 
 def find_cases(*where: Any, **how: Any) -> list[Case]:
@@ -78,6 +77,13 @@ def test_masks_beside_their_images_are_no_images(tmp_path: Path) -> None:
     assert [case.name for case in find_cases(tmp_path, "{name}.png", "{name}_mask.png")] == ["a", "b"]
     with pytest.raises(ValueError, match="find the same files"):
         find_cases(tmp_path, "{name}.png", "{name}.png")
+
+
+def test_masks_without_an_image_are_noted(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.png", "masks/a.png", "masks/b.png", "masks/c.png")
+    found = data_cases.find_cases(tmp_path, "images/{name}.png", "masks/{name}.png")
+    assert [case.name for case in found.cases] == ["a"]
+    assert found.notes == [f"2 of the masks have no image, such as {tmp_path}/masks/b.png"]
 
 
 def test_templates_may_be_absolute_or_a_single_file(tmp_path: Path) -> None:

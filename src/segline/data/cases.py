@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path, PurePath
-from typing import Any
+from typing import Any, NamedTuple
 
 from segline.io.source import Window
 from segline.io.vectors import Burn
@@ -46,10 +46,22 @@ class Case:
     block: Window | None = field(default=None, hash=False)
 
 
-def find_cases(
-    root: Path, images: str | Sequence[str], masks: str, group: Group = None, burn: Burn = 1
-) -> tuple[list[Case], list[str]]:
-    r"""Cases by templates of paths below `root`, and what is wrong with those that lack a file or a group.
+class Found(NamedTuple):
+    """What a look for files found.
+
+    Args:
+        cases: Whole ones.
+        faults: What is wrong with the others.
+        notes: What may be meant so.
+    """
+
+    cases: list[Case]
+    faults: list[str]
+    notes: list[str]
+
+
+def find_cases(root: Path, images: str | Sequence[str], masks: str, group: Group = None, burn: Burn = 1) -> Found:
+    r"""Cases by templates of paths below `root`.
 
     `{name}` in a template stands for any text without a slash, the same in images and masks; fields are free to choose, and several
     together name the case. A field `split` is an official split. `*` in `masks` means one file an object.
@@ -97,7 +109,9 @@ def find_cases(
         raise ValueError(
             f"data.images and data.masks find the same files, {root / masks}; expected images and their masks"
         )
-    return _in_runs(cases, group) if isinstance(group, int) else cases, faults
+    alone = [path for _, path in _match(root, masks) if path not in taken] if "*" not in masks else []
+    notes = [f"{len(alone)} of the masks have no image, such as {alone[0]}"] if alone else []
+    return Found(_in_runs(cases, group) if isinstance(group, int) else cases, faults, notes)
 
 
 def _no_images(root: Path, template: str) -> str:
@@ -116,10 +130,8 @@ def _glob(root: Path, pattern: str) -> tuple[Path, ...]:
 
 def read_table(
     table: str | Path | Sequence[Mapping[str, Any]], root: Path, group: Group = None, burn: Burn = 1
-) -> tuple[list[Case], list[str]]:
-    """Cases by rows of image, mask and perhaps name, group, split, burn, and what is wrong with the other rows.
-
-    The rows are those of a CSV file, or given themselves.
+) -> Found:
+    """Cases by rows of image, mask and perhaps name, group, split, burn: a CSV file, or the rows themselves.
 
     An image may be several files, one a band: a list, or in a CSV a text with `;` between them. `group` is as for `find_cases`, of columns
     instead of fields; a column `group` goes before a field or an expression.
@@ -154,7 +166,7 @@ def read_table(
         cases.append(Case(name, own, images, (mask,), split, burn=_burn(row.get("burn")) or burn))
     twice = [name for name, count in Counter(case.name for case in cases).items() if count > 1]
     faults += [f"the table has several rows of the name {name}; expected one for each image" for name in twice]
-    return _in_runs(cases, group) if isinstance(group, int) else cases, faults
+    return Found(_in_runs(cases, group) if isinstance(group, int) else cases, faults, [])
 
 
 def _read_csv(path: Path) -> list[Mapping[str, Any]]:

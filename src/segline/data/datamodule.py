@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 
-from segline.data.cases import Case, Group, find_cases, list_faults, read_table
+from segline.data.cases import Case, Found, Group, find_cases, list_faults, read_table
 from segline.data.loaders import Loader, make_loader, spare_cores
 from segline.data.scan import Facts, merge_statistics, scan
 from segline.data.splits import cut_blocks, split_cases
@@ -121,7 +121,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         """
         if self.cases:
             return
-        cases, faults = self._find()
+        cases, faults, notes = self._find()
         settings = (self.bands, self.spacing_mm)
         if self.blocks:
             cases = self._cut(cases, self.blocks, faults)
@@ -132,7 +132,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             raise ValueError(list_faults(faults))
         reasons = {case: reason for case in cases if (reason := self.facts[case.name].empty)}
         used = [case for case in cases if case not in reasons]
-        self.notes = [f"{case.name}: {reason}" for case, reason in reasons.items()]
+        self.notes = [*notes, *(f"{case.name}: {reason}" for case, reason in reasons.items())]
         if not used:
             listed = list_faults(f"{case.images[0]}: {reason}" for case, reason in reasons.items())
             raise ValueError(
@@ -152,7 +152,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         """Write the domain's synthetic scenes into a folder."""
         raise ValueError("data.root is null, but this data set has no synthetic scenes; set data.root to its folder")
 
-    def _find(self) -> tuple[list[Case], list[str]]:
+    def _find(self) -> Found:
         root = self._root()
         if not root.is_dir():
             where = f" It comes from {self.origin}." if self.origin else ""

@@ -12,7 +12,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from PIL import ImageColor
 
-from segline.data.cases import Case, find_cases, list_faults, read_table
+from segline.data.cases import Case, Found, find_cases, list_faults, read_table
 from segline.data.mask_values import Values, count_of, look_at_masks
 from segline.io.image import FORMATS
 from segline.io.open import open_image
@@ -44,7 +44,7 @@ def discover(data: DictConfig) -> DictConfig:
     if _is_complete(found):
         return data
     _make_absolute(found)
-    cases, faults = _find(found)
+    cases, faults, _ = _find(found)
     if not cases:
         raise ValueError(list_faults(faults))
     images = _open(cases, found, faults)
@@ -91,7 +91,7 @@ def _home(template: str) -> str:
     return str(Path(template).expanduser())
 
 
-def _find(found: dict[str, Any]) -> tuple[list[Case], list[str]]:
+def _find(found: dict[str, Any]) -> Found:
     root, burn = Path(found["root"]), found["burn"]
     if found["table"]:
         return read_table(found["table"], root, found["group"], burn)
