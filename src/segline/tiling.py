@@ -25,12 +25,16 @@ class Tile:
         return tuple(slice(c.start - w.start, c.stop - w.start) for c, w in zip(self.core, self.window, strict=True))
 
 
-def tiles(shape: Sequence[int], window: Sequence[int], margin: Sequence[int]) -> list[Tile]:
+def tiles(
+    shape: Sequence[int], window: Sequence[int], margin: Sequence[int], multiple: int | None = None
+) -> list[Tile]:
     """Cut a grid into tiles whose cores cover it, each pixel once.
 
     Windows start at 0 and step by the window less both margins, so that with sizes that are multiples of a network's total stride
     every window lies on the network's own grid; the last one is padded, not shifted. A core is its window without the margin,
     except at the borders of the grid.
+
+    With `multiple`, a network's total stride, the last windows end where such a network pads the whole grid to.
 
     Raises:
         ValueError: The margins leave nothing of the window.
@@ -42,11 +46,11 @@ def tiles(shape: Sequence[int], window: Sequence[int], margin: Sequence[int]) ->
         raise ValueError(
             f"a margin of {list(margin)} leaves nothing of a window of {list(window)}; expected less than half of it"
         )
-    axes = [_axis(size, w, m) for size, w, m in zip(shape, window, margin, strict=True)]
+    axes = [_axis(size, w, m, multiple) for size, w, m in zip(shape, window, margin, strict=True)]
     return [Tile(tuple(w for w, _ in place), tuple(c for _, c in place)) for place in product(*axes)]
 
 
-def _axis(size: int, window: int, margin: int) -> list[tuple[slice, slice]]:
+def _axis(size: int, window: int, margin: int, multiple: int | None) -> list[tuple[slice, slice]]:
     """Windows and cores along one axis."""
     step = window - 2 * margin
     count = 1 if size <= window else 1 + -(-(size - window) // step)
@@ -54,9 +58,10 @@ def _axis(size: int, window: int, margin: int) -> list[tuple[slice, slice]]:
     for i in range(count):
         start = i * step
         first, last = i == 0, i == count - 1
+        end = start + window if multiple is None else min(start + window, -(-size // multiple) * multiple)
         places.append(
             (
-                slice(start, start + window),
+                slice(start, end),
                 slice(start + (0 if first else margin), size if last else start + window - margin),
             )
         )

@@ -1,4 +1,6 @@
+import errno
 import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +14,30 @@ from PIL import Image
 
 from segline import checkpoints
 from segline.card import Card
-from segline.inference.network import build_network
-from segline.inference.predict import predict_files
+from segline.inference.network import build_network, on_arrays
+from segline.inference.predict import Tiling, choose_tiling, predict_files
+from segline.inference.tiled import predict_tiles
 from segline.io.normalize import Normalize
 from segline.io.open import open_image
-from segline.io.source import whole
+from segline.io.source import Geometry, Window, whole
+from segline.models.attention_unet import AttentionUNet
 from segline.models.unet import UNet
+from segline.tiling import tiles
 
 RNG = np.random.default_rng(0)
 UNET = {"_target_": "segline.models.unet.UNet", "channels": [4, 6], "norm": "none"}
 PLACE = Affine(1.9, 0.4, 733000.0, 0.4, -1.9, 3725000.0)
+
+
+class Array:
+    """An array as a source."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.path, self.values, self.shape = Path("array"), values, values.shape[1:]
+        self.num_bands, self.geometry = len(values), Geometry()
+
+    def read(self, window: Window) -> np.ndarray:
+        return self.values[(slice(None), *window)].copy()
 
 
 def make_card(num_bands: int, dims: int = 2, classes: int = 3, **fields: Any) -> Card:
@@ -90,7 +106,7 @@ def test_pictures_become_palette_pngs_under_their_own_names(tmp_path: Path) -> N
     (tmp_path / "in" / "notes.txt").write_text("not an image")
     written = predict_files(save(tmp_path / "best.ckpt", card, network), str(tmp_path / "in"), str(tmp_path / "out"))
     assert written == [tmp_path / "out" / "one.png", tmp_path / "out" / "two.png"]
-    assert sorted((tmp_path / "out").iterdir()) == written
+    assert sorted((tmp_path / "out").glob("[!.]*")) == written
     for name, path in zip(("one.png", "two.jpg"), written, strict=True):
         with Image.open(path) as picture:
             assert picture.mode == "P"
@@ -180,18 +196,118 @@ def test_no_mask_is_written_over_another_input(tmp_path: Path, checkpoint: str) 
     assert (tmp_path / "in" / "out" / "a.png").read_bytes() == before
 
 
-def test_all_faults_are_said_before_anything_is_predicted(tmp_path: Path, checkpoint: str) -> None:
+def test_files_with_faults_are_said_at_the_end_and_the_others_are_done(tmp_path: Path, checkpoint: str) -> None:
     pictures(tmp_path / "in", "a.png")
     pictures(tmp_path / "in", "grey.png", bands=1)
     (tmp_path / "in" / "broken.png").write_bytes((tmp_path / "in" / "a.png").read_bytes()[:45])
     nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), tmp_path / "in" / "volume.nii")
-    with pytest.raises(ValueError, match="3 of 4 files cannot be predicted") as raised:
+    with pytest.raises(ValueError, match="3 of 4 files could not be predicted") as raised:
         predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"))
     text = str(raised.value)
     assert "grey.png has 1 bands, but the network was trained on 3 (tiny)" in text
     assert "broken.png is not a whole PNG" in text
     assert "volume.nii has 3 dimensions, but the network was trained on 2 (tiny)" in text
-    assert [path for path in (tmp_path / "out").rglob("*") if path.is_file()] == []
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["a.png"]
+
+
+def test_the_same_command_does_what_is_left(
+    tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(tmp_path / "in", "a.png", "b.png", "c.png")
+
+    def predict(**how: Any) -> set[str]:
+        """Names of the masks that are new."""
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").glob("*.png")}
+        written = predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"), **how)
+        assert [path.name for path in written] == ["a.png", "b.png", "c.png"]
+        return {path.name for path in written if before.get(path) != path.stat().st_mtime_ns}
+
+    assert predict() == {"a.png", "b.png", "c.png"}
+    assert predict() == set()
+    assert "3 of 3 files are done already" in capsys.readouterr().out
+    (tmp_path / "out" / "b.png").unlink()
+    pictures(tmp_path / "in", "c.png")  # written anew
+    assert predict() == {"b.png", "c.png"}
+    assert predict(blend="linear") == {"a.png", "b.png", "c.png"}
+    card = make_card(3)
+    save(Path(checkpoint), card, UNet(3, 3, channels=[4, 6], norm="none"))
+    assert predict(blend="linear") == {"a.png", "b.png", "c.png"}
+
+
+def test_a_full_disk_ends_it_and_leaves_nothing_half_written(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pictures(tmp_path / "in", "a.png", "b.png")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(ValueError, match=r"a\.png: the disk is full; the same command goes on"):
+        predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"))
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+# How tiles are put together
+
+
+@pytest.mark.parametrize("make", [UNet, AttentionUNet])
+def test_exact_tiles_give_what_the_whole_image_would(make: type[torch.nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = make(2, 3, channels=[4, 6, 8]).eval()
+    card = make_card(2, window=[16, 16])
+    call = on_arrays(network, torch.device("cpu"), "32-true")
+    tiling = choose_tiling(card, call, network.stride, "exact", None, None)
+    image = RNG.normal(size=(2, 211, 175)).astype(np.float32)
+    source = Array(image)
+    normalize = Normalize("dataset", [0, 0], [1, 1])
+
+    def difference(tiling: Tiling) -> float:
+        logits = np.full((3, *source.shape), np.nan, np.float32)
+        for place, values in predict_tiles(call, source, normalize, None, **asdict(tiling)):
+            logits[(slice(None), *place)] = values
+        return float(np.abs(logits - call(image[None])[0]).max())
+
+    assert len(tiles(source.shape, tiling.window, tiling.margin, tiling.multiple)) > 8
+    assert difference(tiling) < 1e-4
+    less = [margin - network.stride for margin in tiling.margin]
+    assert difference(replace(tiling, margin=less)) > 1e-4  # the measured field is not too large
+    assert difference(replace(tiling, window=[w + 1 for w in tiling.window])) > 1e-4  # off the network's grid
+    assert difference(replace(tiling, multiple=None)) > 1e-4  # the last tiles padded otherwise than the whole image
+
+
+def test_a_network_that_looks_at_everything_has_no_exact_tiles() -> None:
+    network = UNet(1, 2, channels=[4, 6], norm="instance").eval()
+    call = on_arrays(network, torch.device("cpu"), "32-true")
+    with pytest.raises(ValueError, match=r"looks at more than 2048 pixels.*instance normalisation.*set blend=gaussian"):
+        choose_tiling(make_card(1), call, network.stride, "exact", None, None)
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"blend": "exact", "window": [32, 32]}, r"needs \[24, 24\] pixels of context .*window=\[52, 52\] or larger"),
+        ({"blend": "exact", "overlap": 0.5}, "leave overlap out"),
+        ({"blend": "cubic"}, "expected one of cores, linear, gaussian, exact"),
+        ({"overlap": 1.0}, "expected a share of the window from 0 to less than 1"),
+        ({"window": [16]}, r"window is \[16\]; expected 2 sizes, such as \[48, 48\]"),
+    ],
+)
+def test_tiles_that_cannot_be_are_answered_with_what_can(how: dict[str, Any], said: str) -> None:
+    network = UNet(1, 2, channels=[4, 6, 8]).eval()
+    call = on_arrays(network, torch.device("cpu"), "32-true")
+    with pytest.raises(ValueError, match=said):
+        choose_tiling(make_card(1), call, network.stride, **{"blend": "cores", "window": None, "overlap": None, **how})
+
+
+def test_tiles_are_those_of_validation_unless_said_otherwise() -> None:
+    def tiling(*how: Any) -> Tiling:
+        return choose_tiling(make_card(1), pytest.fail, None, *how)  # type: ignore[arg-type]
+
+    assert tiling("cores", None, None) == Tiling([48, 48], [12, 12])
+    assert tiling("cores", [96, 64], None) == Tiling([96, 64], [24, 16])
+    assert tiling("gaussian", None, None) == Tiling([48, 48], [12, 12], "gaussian")
+    assert tiling("linear", None, 0.25) == Tiling([48, 48], [6, 6], "linear")
 
 
 def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path: Path, checkpoint: str) -> None:

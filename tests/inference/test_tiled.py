@@ -87,7 +87,41 @@ def test_a_margin_of_half_the_field_makes_tiles_equal_to_the_whole(margin: int, 
     source.values[:, 5:9, 11:13] = np.nan
     logits = assemble(network, source, window=[16, 14], margin=[margin, margin])
     expected = network(NORMALIZE(source.values.copy())[None])[0]
-    assert np.allclose(logits, expected, atol=1e-4) is equal
+    expected[:, 5:9, 11:13] = np.nan
+    assert np.allclose(logits, expected, atol=1e-4, equal_nan=True) is equal
+
+
+@pytest.mark.parametrize("profile", ["linear", "gaussian"])
+def test_blended_tiles_of_a_pointwise_network_are_the_whole(profile: str) -> None:
+    source = Grid(RNG.normal(size=(2, 37, 50)))
+    source.values[:, 5:9, 11:13] = np.nan
+    logits = assemble(pointwise, source, window=[16, 14], margin=[4, 3], profile=profile)
+    expected = pointwise(NORMALIZE(source.values)[None])[0]
+    expected[:, 5:9, 11:13] = np.nan
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_of_tiles_without_data_the_network_is_not_asked() -> None:
+    source, asked = Grid(RNG.normal(size=(2, 40, 40))), []
+    source.values[:, 10:] = np.nan
+
+    def network(images: np.ndarray) -> np.ndarray:
+        asked.append(len(images))
+        return pointwise(images)
+
+    logits = assemble(network, source, window=[10, 10], margin=[0, 0], batch_size=3)
+    assert asked == [3, 1]
+    assert np.isnan(logits[:, 10:]).all()
+    assert np.isfinite(logits[:, :10]).all()
+
+
+def test_no_more_is_read_ahead_than_is_soon_computed() -> None:
+    source, reads = Grid(RNG.normal(size=(2, 100, 10))), []
+    read = source.read
+    source.read = lambda window: reads.append(window) or read(window)  # type: ignore[method-assign, func-returns-value]
+    pieces = predict_tiles(pointwise, source, NORMALIZE, None, [10, 10], [0, 0], batch_size=2)
+    for number, _ in enumerate(pieces):
+        assert len(reads) <= number + 2 + 3 * 2
 
 
 def test_a_case_is_normalised_by_its_own_statistics() -> None:

@@ -1,18 +1,26 @@
-"""Tiled prediction: a callable from arrays to arrays, over a source of any size."""
+"""Tiled prediction: a callable from arrays to arrays, over a source of any size, as a stream."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segline.inference.blend import blend
 from segline.io.normalize import BandStatistics, Normalize
 from segline.io.source import Source, Window, read_padded
-from segline.tiling import tiles
+from segline.tiling import Tile, tiles
 
-#: A network to this module: images `[B, C, *S]` -> logits `[B, K, *S]`, float32 both.
+#: A network to this module: images `[B, C, *S]` -> logits or probabilities `[B, K, *S]`, float32 both.
 Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+#: Images of a batch, and where each of them has no data.
+_Batch = tuple[NDArray[np.float32], NDArray[np.bool_]]
+#: Batches that are read while the network computes.
+_AHEAD = 2
 
 
 def predict_tiles(
@@ -23,9 +31,14 @@ def predict_tiles(
     window: Sequence[int],
     margin: Sequence[int],
     batch_size: int = 4,
+    *,
     within: Window | None = None,
+    profile: str | None = None,
+    multiple: int | None = None,
 ) -> Iterator[tuple[Window, NDArray[np.float32]]]:
-    """Yield the logits `[K, *core]` of each tile's core, with the core's place in the source; together they cover it once.
+    """Yield what the network says, piece by piece: `[K, *piece]` with the piece's place; together they cover the source once.
+
+    Where the source has no data it is nan. The next batches are read while the network computes.
 
     Args:
         network: What predicts.
@@ -33,18 +46,60 @@ def predict_tiles(
         normalize: As in training.
         statistics: Of this source's bands, where `normalize` goes by the case.
         window: Size of a tile, `*S`.
-        margin: Context at each inner border of a tile, `*S`.
+        margin: Context at each inner border of a tile, `*S`; with a `profile` half of what two tiles overlap.
         batch_size: Tiles a call of the network.
         within: Only the tiles whose cores meet this part of the source; None for all.
+        profile: How overlapping tiles are blended, `linear` or `gaussian`; None: each tile's core is taken.
+        multiple: As in `segline.tiling.tiles`.
     """
-    grid = tiles(source.shape, tuple(window), tuple(margin))
+    grid = tiles(source.shape, tuple(window), tuple(margin), multiple)
     if within is not None:
         grid = [tile for tile in grid if all(_meet(c, w) for c, w in zip(tile.core, within, strict=True))]
-    for start in range(0, len(grid), batch_size):
-        batch = grid[start : start + batch_size]
-        images = np.stack([normalize(read_padded(source, tile.window), statistics) for tile in batch])
-        for tile, logits in zip(batch, network(images), strict=True):
-            yield tile.core, logits[(slice(None), *tile.inner)]
+
+    def read(batch: Sequence[Tile]) -> _Batch:
+        images = np.stack([read_padded(source, tile.window) for tile in batch])
+        lost = np.isnan(images).all(1)
+        return np.stack([normalize(image, statistics) for image in images]), lost
+
+    said = _apply(network, read, grid, batch_size)
+    if profile is not None:
+        return blend(grid, said, source.shape, profile)
+    return ((tile.core, values[(slice(None), *tile.inner)]) for tile, values in zip(grid, said, strict=True))
+
+
+def _apply(
+    network: Network, read: Callable[[Sequence[Tile]], _Batch], grid: Sequence[Tile], batch_size: int
+) -> Iterator[NDArray[np.float32]]:
+    """What the network says of each tile; of tiles without any data it is not asked, once it is known how many values it gives."""
+    pending: deque[Future[_Batch]] = deque()
+    num_outputs: int | None = None
+    with ThreadPoolExecutor(1, "read") as reader:  # one: files are not read by several threads at once
+        batches = _batches(grid, batch_size)
+        while True:
+            while len(pending) < _AHEAD and (batch := next(batches, None)):
+                pending.append(reader.submit(read, batch))
+            if not pending:
+                return
+            images, lost = pending.popleft().result()
+            asked = ~lost.reshape(len(lost), -1).all(1)
+            if num_outputs is None or asked.all():
+                said = network(images)
+                num_outputs = said.shape[1]
+            else:
+                said = np.full((len(images), num_outputs, *images.shape[2:]), np.nan, np.float32)
+                if asked.any():
+                    said[asked] = network(images[asked])
+            for values, hole in zip(said, lost, strict=True):
+                if hole.any():
+                    values[:, hole] = np.nan
+                yield values
+
+
+def _batches(grid: Sequence[Tile], batch_size: int) -> Iterator[list[Tile]]:
+    """Tiles in their order, those of one size together."""
+    for _, same in groupby(grid, key=lambda tile: [w.stop - w.start for w in tile.window]):
+        group = list(same)
+        yield from (group[start : start + batch_size] for start in range(0, len(group), batch_size))
 
 
 def _meet(one: slice, other: slice) -> bool:
