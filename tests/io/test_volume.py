@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segline.io import volume
 from segline.io.open import open_image
 from segline.io.source import whole
 from segline.io.volume import VolumeFile, VolumeSource, resample, to_native
@@ -37,7 +38,8 @@ def oriented(path: Path, codes: str, tilt: float = 0.0, dtype: type = np.int16) 
 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
-def test_voxels_lie_where_the_affine_says(tmp_path: Path, codes: str) -> None:
+def test_voxels_lie_where_the_affine_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: str) -> None:
+    monkeypatch.setattr(volume, "_SLAB", 4 * 5 * 4)  # the last one is thinner
     path, voxels, affine = oriented(tmp_path / "a.nii", codes, tilt=0.2)
     source = VolumeSource(path)
     image = source.read(whole(source.shape))[0]
@@ -166,7 +168,6 @@ def test_windows_of_a_compressed_volume_come_from_one_unpacked_copy(
     for _ in range(2):
         source = VolumeSource(path)
         assert np.array_equal(source.read(window)[0], voxels.transpose(2, 1, 0)[window])
-        assert isinstance(source.array, np.memmap)
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 1
 
 

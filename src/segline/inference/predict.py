@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from segline.card import Card
 from segline.checkpoints import locate, read_network
+from segline.commit import remove_leftovers
 from segline.inference.blend import PROFILES
 from segline.inference.field import measure_margin
 from segline.inference.inputs import Journal, find_inputs, plan_outputs
@@ -85,6 +86,8 @@ def predict_files(
     faults = _check(jobs, card)
     with locate(checkpoint).open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
+    for folder in {path.parent for path in jobs.values()}:
+        remove_leftovers(folder)
     journal = Journal(Path(output), {"checkpoint": digest, **asdict(tiling)})
     left = {file: path for file, path in jobs.items() if file not in faults and not journal.done(file, path)}
     if known := len(jobs) - len(faults) - len(left):

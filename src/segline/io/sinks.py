@@ -16,7 +16,7 @@ from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window as RasterWindow
 
-from segline.commit import committed
+from segline.commit import committed, temporary_path
 from segline.io.raster import ENVIRONMENT, RasterSource
 from segline.io.source import Source, Window
 from segline.io.volume import VolumeSource, to_native
@@ -112,23 +112,35 @@ class VolumeSink(_Committed):
 
     def __init__(self, path: Path, like: VolumeSource, labels: Labels) -> None:
         super().__init__(path)
-        self._like = like
-        self._mask = np.zeros((labels.num_planes, *like.shape), np.uint8)
+        self._like, self._shape = like, (labels.num_planes, *like.shape)
+        self._scratch = temporary_path(path.with_suffix(".scratch"))
+        np.memmap(self._scratch, np.uint8, "w+", shape=self._shape)
 
     def write(self, window: Window, mask: NDArray[np.uint8]) -> None:
         """Take the mask of a window."""
-        self._mask[(slice(None), *window)] = mask
+        # Mapped for this window alone: pages of a lasting map would count as this process's memory.
+        np.memmap(self._scratch, np.uint8, "r+", shape=self._shape)[(slice(None), *window)] = mask
+
+    def abandon(self) -> None:
+        """Let go of the scratch file."""
+        self._scratch.unlink(missing_ok=True)
 
     def finish(self) -> None:
         """Bring the mask back to the file's grid and write it."""
-        native = [to_native(mask, self._like) for mask in self._mask]
+        try:
+            self._finish()
+        finally:
+            self.abandon()
+
+    def _finish(self) -> None:
+        native = [to_native(mask, self._like) for mask in np.memmap(self._scratch, np.uint8, "r", shape=self._shape)]
         image = native[0][1]
         header = image.header.copy()
         header.set_data_dtype(np.uint8)
         header.set_slope_inter(1, 0)
         header["cal_min"] = header["cal_max"] = 0  # the image's range of display would show the mask black
         values = native[0][0] if len(native) == 1 else np.stack([mask for mask, _ in native], -1)
-        nib.save(type(image)(values.astype(np.uint8), image.affine, header), self.temporary)
+        nib.save(type(image)(values.astype(np.uint8, copy=False), image.affine, header), self.temporary)
 
 
 class PictureSink(_Committed):

@@ -6,12 +6,13 @@ import math
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import nibabel as nib
 import numpy as np
 from nibabel.orientations import io_orientation
 from nibabel.spatialimages import HeaderDataError
+from numpy.lib.format import open_memmap
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -19,6 +20,8 @@ from segline.io.cache import cached
 from segline.io.source import Geometry, Window
 
 SUFFIXES = (".nii", ".nii.gz")
+#: Voxels of a slab that is unpacked at once.
+_SLAB = 2**22
 #: How many times its own size a compressed file may claim to hold: no gzip file can hold more.
 _LARGEST_RATIO = 1032
 
@@ -49,29 +52,45 @@ class VolumeFile:
         self.shape, self.num_bands = shape, 1
         affine = canonical.affine @ _onto(shape[::-1], self.native_shape[::-1])
         self.geometry = Geometry(affine=tuple(tuple(float(v) for v in row) for row in affine), spacing=spacing)
-        self._array: NDArray[Any] | None = None
+        self._copy: Path | None = None
 
-    @property
-    def array(self) -> NDArray[Any]:
-        """The volume `(D, H, W)`, mapped into memory from a copy that is made once."""
-        if self._array is None:
-            settings = ("volume", tuple(self.spacing_mm) if self.spacing_mm else None, self.order, 1)
-            self._array = np.load(cached("volumes", [self.path], settings, ".npy", self._unpack), mmap_mode="r")
-        return self._array
+    def read_raw(self, window: Window) -> NDArray[Any]:
+        """Values of a window, `[*window]`, from a copy that is made once."""
+        if self._copy is None:
+            settings = ("volume", tuple(self.spacing_mm) if self.spacing_mm else None, self.order, 2)
+            self._copy = cached("volumes", [self.path], settings, ".npy", self._unpack)
+        # Mapped for this window alone: pages of a lasting map would count as this process's memory, up to the whole volume.
+        return np.array(np.load(self._copy, mmap_mode="r")[window])
 
     def _unpack(self, path: Path) -> None:
         try:
-            values = np.asanyarray(nib.as_closest_canonical(load(self.path)).dataobj).transpose(2, 1, 0)
+            if self.shape == self.native_shape:
+                self._stream(path)
+            else:
+                values = np.asanyarray(nib.as_closest_canonical(load(self.path)).dataobj).transpose(2, 1, 0)
+                np.save(path, resample(values, self.shape, self.order))
         except (OSError, EOFError, ValueError, OverflowError, zlib.error) as error:
             raise ValueError(f"{self.path} is truncated or damaged ({error}); export or copy it again") from error
-        np.save(path, resample(values, self.shape, self.order))
 
-    def read_raw(self, window: Window) -> NDArray[Any]:
-        """Values of a window, `[*window]`."""
-        return np.asarray(self.array[window])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_array": None}
+    def _stream(self, path: Path) -> None:
+        """Write the volume slab by slab along the file's slowest axis."""
+        image = load(self.path)
+        turns = io_orientation(image.affine)
+        axis, turned = (
+            2 - int(turns[2, 0]),
+            turns[2, 1] < 0,
+        )  # where the file's slowest axis lies in (D, H, W), and which way
+        depth, step = image.shape[2], max(1, _SLAB // math.prod(image.shape[:2]))
+        mode: Literal["w+", "r+"] = "w+"
+        for start in range(0, depth, step):
+            stop = min(start + step, depth)
+            slab = nib.orientations.apply_orientation(image.dataobj[..., start:stop], turns).transpose(2, 1, 0)
+            if self.order and slab.dtype == np.float64:  # of scaled intensities: images are read as float32
+                slab = slab.astype(np.float32)
+            whole = open_memmap(path, mode, slab.dtype, self.shape)
+            place = slice(depth - stop, depth - start) if turned else slice(start, stop)
+            whole[(slice(None),) * axis + (place,)] = slab
+            mode = "r+"
 
 
 class VolumeSource(VolumeFile):
@@ -88,7 +107,9 @@ class VolumeSource(VolumeFile):
 def load(path: Path) -> Any:
     """nibabel's image, checked before anything of its size is allocated."""
     try:
-        image: Any = nib.load(path)
+        image: Any = nib.load(
+            path, keep_file_open=True
+        )  # so that slabs of a compressed file are unpacked one after the other
     except (nib.filebasedimages.ImageFileError, HeaderDataError, OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a whole NIfTI file ({error}); export or copy it again") from error
     if image.ndim != 3 or 0 in image.shape:
