@@ -95,6 +95,12 @@ def test_a_command_composes(name: str) -> None:
     assert compose(name=name)
 
 
+def test_what_the_command_to_predict_takes_is_in_its_config() -> None:
+    from segline.inference.predict import predict_files
+
+    assert set(compose(name="predict")) == set(inspect.signature(predict_files).parameters)
+
+
 def test_a_planted_fault_is_found() -> None:
     node = {"_target_": "segline.labels.Labels", "classes": {"cell": 1}, "schema": "overlapping"}
     assert list(faults("labels", node, whole=False)) == ["labels.schema is no argument of segline.labels.Labels"]

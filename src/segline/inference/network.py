@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,14 +48,24 @@ def build_network(card: Card, trust: Sequence[str] = ()) -> torch.nn.Module:
         ) from error
 
 
-def on_arrays(network: torch.nn.Module, device: torch.device, precision: str) -> Network:
-    """A network that lies on a device in its channels-last format, as a function from arrays to arrays."""
+def on_arrays(
+    network: torch.nn.Module, device: torch.device, precision: str, finish: Callable[[Any], Any] | None = None
+) -> Network:
+    """A network that lies on a device in its channels-last format, as a function from arrays to arrays.
+
+    Args:
+        network: In evaluation mode.
+        device: Where it lies.
+        precision: Lightning's name of it.
+        finish: What is done to the logits `[B, K, *S]`, such as `Labels.probs`.
+    """
 
     @torch.inference_mode()
     def call(images: NDArray[np.float32]) -> NDArray[np.float32]:
         batch = torch.from_numpy(images).to(device).to(memory_format=memory_format(images.ndim))
         with autocast(device, precision):
-            logits: NDArray[np.float32] = network(batch).float().cpu().numpy()
-        return logits
+            logits = network(batch).float()
+        said: NDArray[np.float32] = (logits if finish is None else finish(logits)).cpu().numpy()
+        return said
 
     return call

@@ -80,7 +80,7 @@ def predict_files(
     labels = Labels(**card.labels)
     network, place = _load(card, weights, device, trust)
     precision = "32-true" if blend == "exact" else card.precision
-    call = on_arrays(network, place, precision)
+    call = on_arrays(network, place, precision, labels.probs)
     tiling = choose_tiling(card, call, getattr(network, "stride", None), blend, window, overlap)
     jobs = plan_outputs(find_inputs(input), Path(output))
     faults = _check(jobs, card)
@@ -94,7 +94,7 @@ def predict_files(
         print(f"{known} of {len(jobs)} files are done already, by the same checkpoint and settings")
     for file, path in tqdm(left.items(), unit="file", desc="predict", disable=len(left) <= 1):
         try:
-            _predict_file(lambda images: labels.probs(call(images)), card, labels, tiling, file, path, batch_size)
+            _predict_file(call, card, labels, tiling, file, path, batch_size)
         except (ValueError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise ValueError(
@@ -199,7 +199,7 @@ def _check(jobs: dict[Path, Path], card: Card) -> dict[Path, str]:
 def _predict_file(
     network: Network, card: Card, labels: Labels, tiling: Tiling, file: Path, path: Path, batch_size: int
 ) -> None:
-    """Read, compute and write as a stream, each at the same time as the others."""
+    """Read, compute probabilities and write as a stream, each at the same time as the others."""
     source, normalize = _open(file, card), Normalize(**card.normalize)
     statistics = measure(source) if normalize.scope == "case" else None
     pieces = predict_tiles(network, source, normalize, statistics, batch_size=batch_size, **asdict(tiling))
