@@ -85,14 +85,20 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
-    done = run("trainer=cpu", "trainer.max_time=10", f"hydra.run.dir={tmp_path}/run")
-    assert done.returncode == 1
-    assert "expected DD:HH:MM:SS" in done.stderr
-    assert not list(tmp_path.iterdir())
+    for wrong in (["trainer=cpu", "trainer.max_time=10"], ["data=folder", "data.images=x.png", "data.masks=y.png"]):
+        done = subprocess.run(
+            [sys.executable, SRC / "train.py", *wrong], capture_output=True, text=True, timeout=120, cwd=tmp_path
+        )
+        assert done.returncode == 1
+        assert "expected DD:HH:MM:SS" in done.stderr or "no images found" in done.stderr
+        assert not list((tmp_path / "runs").iterdir())
+    (tmp_path / "mine").mkdir()  # one that was there before stays
+    assert run("trainer=cpu", "trainer.max_time=10", f"hydra.run.dir={tmp_path}/mine").returncode == 1
+    assert (tmp_path / "mine").is_dir()
 
 
 def test_a_path_may_hold_what_means_something_to_hydra(tmp_path: Path) -> None:
-    folder = tmp_path / "0_loss=ce,model.channels=[8,16] {x}"
+    folder = tmp_path / "0_loss=ce,model.channels=[8,16] {x} o'brien übung"
     folder.mkdir()
     done = run(f"resume={folder}")
     assert f"{folder} is not a run folder" in done.stderr

@@ -1,9 +1,12 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import rasterio
 import torch
+from affine import Affine
 from PIL import Image
 
 from segline import examples
@@ -35,6 +38,34 @@ def facts(mask: np.ndarray) -> Facts:
     return Facts(mask.shape, 1, BandStatistics(1), np.bincount(mask.ravel(), minlength=3), 0, found, [])
 
 
+def prepared(
+    folder: Path, suffix: str, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[SegmentationDataModule, SegmentationModule]:
+    """Data of a folder, and an untrained network for them."""
+    data = SegmentationDataModule(
+        str(folder),
+        f"{{name}}.{suffix}",
+        f"{{name}}_mask.{suffix}",
+        labels=Labels({"background": 0, "cell": 1} if scheme == "exclusive" else {"cell": 1}, scheme),
+        in_channels=1,
+        spatial_dims=2,
+        window=[64, 64],
+        margin=[8, 8],
+        val=0.5,
+    )
+    data.prepare()
+    classes = {split: [case.name for case in cases] for split, cases in data.cases.items()}
+    torch.manual_seed(0)
+    network = UNet(1, data.labels.num_classes, spatial_dims=2, channels=[4, 8])
+    module = SegmentationModule(network, None, data.labels, classes, None)  # type: ignore[arg-type]
+    monkeypatch.setattr(type(module), "trainer", type("Trainer", (), {"precision": "32-true"})())
+    return data, module
+
+
+def table_row(data: SegmentationDataModule) -> dict[str, Any]:
+    return {"case": data.cases["val"][0].name, **{f"dice/{name}": 0.5 for name in data.labels.names}}
+
+
 def test_a_case_is_ranked_by_the_classes_that_means_are_taken_over() -> None:
     labels = Labels({"sky": 0, "car": 1, "tree": 2}, background="sky")
     row = {"case": 0, "dice/sky": 1.0, "dice/car": 0.25, "dice/tree": 0.75}
@@ -53,6 +84,19 @@ def test_of_a_large_case_the_part_with_most_classes_is_shown(monkeypatch: pytest
     assert (mask[rows] == 2).sum() == 70 * 75
     mask[:] = 0
     assert examples.choose_view(facts(mask), Grid(mask), LABELS) == (slice(186, 314), slice(0, 90))
+
+
+def test_pixels_without_data_are_no_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in "ab":
+        image = np.random.default_rng(0).normal(size=(1, 40, 40)).astype(np.float32)
+        image[:, 10:20] = np.nan
+        for file, values in ((f"{name}.tif", image), (f"{name}_mask.tif", np.ones((1, 40, 40), np.uint8))):
+            profile = {"width": 40, "height": 40, "count": 1, "dtype": values.dtype, "transform": Affine.scale(2)}
+            with rasterio.open(tmp_path / file, "w", **profile) as raster:
+                raster.write(values)
+    data, module = prepared(tmp_path, "tif", "exclusive", monkeypatch)
+    (shown,) = examples.examples(data.cases["val"], [table_row(data)], module, data)
+    np.testing.assert_array_equal(np.flatnonzero((shown["mask"] == 255).all(1)), np.arange(10, 20))
 
 
 def test_of_a_volume_the_slice_with_most_foreground_is_shown() -> None:
@@ -78,25 +122,8 @@ def test_what_is_shown_is_what_validation_sees_there(
     for name in "ab":
         Image.fromarray(rng.integers(0, 255, mask.shape).astype(np.uint8)).save(tmp_path / f"{name}.png")
         Image.fromarray(mask).save(tmp_path / f"{name}_mask.png")
-    data = SegmentationDataModule(
-        str(tmp_path),
-        "{name}.png",
-        "{name}_mask.png",
-        labels=Labels({"background": 0, "cell": 1} if scheme == "exclusive" else {"cell": 1}, scheme),
-        in_channels=1,
-        spatial_dims=2,
-        window=[64, 64],
-        margin=[8, 8],
-        val=0.5,
-    )
-    data.prepare()
-    classes = {split: [case.name for case in cases] for split, cases in data.cases.items()}
-    torch.manual_seed(0)
-    network = UNet(1, data.labels.num_classes, spatial_dims=2, channels=[4, 8])
-    module = SegmentationModule(network, None, data.labels, classes, None)  # type: ignore[arg-type]
-    monkeypatch.setattr(type(module), "trainer", type("Trainer", (), {"precision": "32-true"})())
-    case = data.cases["val"][0]
-    table = [{"case": case.name, **{f"dice/{name}": 0.5 for name in data.labels.names}}]
+    data, module = prepared(tmp_path, "png", scheme, monkeypatch)
+    case, table = data.cases["val"][0], [table_row(data)]
     (shown,) = examples.examples(data.cases["val"], table, module, data)
     where = examples.choose_view(data.facts[case.name], data.open(case)[1], data.labels)
     rows, columns = ((w.start + 1, w.stop) for w in where)

@@ -121,6 +121,14 @@ def test_a_run_that_was_stopped_early_goes_on_only_where_the_config_lets_it(tmp_
     assert steps("callbacks.early_stopping=null") == 16
 
 
+def test_a_run_that_has_reached_its_goal_stays_there(tmp_path: Path, few_scenes: Path) -> None:
+    goal = ["trainer.max_epochs=4", "callbacks=early_stopping", "+callbacks.early_stopping.stopping_threshold=-1"]
+    for _ in range(2):
+        last = run(tmp_path / "run", few_scenes, "resume=auto", *goal)
+        assert last["global_step"] == 4
+    assert run(tmp_path / "run", few_scenes, "resume=auto", "trainer.max_epochs=2")["global_step"] == 8
+
+
 def test_a_budget_that_ends_before_the_first_validation_leaves_its_last_weights(
     tmp_path: Path, few_scenes: Path
 ) -> None:
@@ -166,11 +174,17 @@ def test_no_part_of_a_gradient_is_saved(tmp_path: Path, few_scenes: Path, monkey
         ("trainer.max_epochs=0", "trainer.max_epochs is 0; expected 1 or more"),
         ("trainer.max_steps=2.5", "trainer.max_steps is 2.5"),
         ("trainer.max_time=00:00:00:00", "which is no time"),
+        ("trainer.max_epochs=null", "there is no budget"),
     ],
 )
 def test_a_budget_of_nothing_is_refused(override: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         job._budget(compose([override]).trainer)
+
+
+def test_a_precision_that_nothing_is_made_for_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"trainer\.precision is 64-true; expected auto, 32, bf16, 16"):
+        job._hardware(compose(["trainer=cpu", "trainer.precision=64-true"]).trainer)
 
 
 def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback, EarlyStopping
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from segline.module import as_segmentation
 from segline.schedules import Schedule
@@ -117,8 +118,14 @@ class Patience(EarlyStopping):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Stop at once where the run that this one goes on from was stopped."""
-        reached = self.stopping_threshold is not None and self.monitor_op(self.best_score, self.stopping_threshold)
-        trainer.should_stop |= bool(reached) or self.wait_count >= self.patience
+        holds = {
+            EarlyStoppingReason.NOT_STOPPED: False,
+            EarlyStoppingReason.PATIENCE_EXHAUSTED: self.wait_count >= self.patience,
+            EarlyStoppingReason.STOPPING_THRESHOLD: self.stopping_threshold is not None,
+            EarlyStoppingReason.DIVERGENCE_THRESHOLD: self.divergence_threshold is not None,
+            EarlyStoppingReason.NON_FINITE_METRIC: self.check_finite,
+        }
+        trainer.should_stop |= holds[self.stopping_reason]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with what was counted."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,10 @@ from pathlib import Path
 from segline.explain import explained
 
 _COMMANDS = ("train", "predict")
+#: Overrides that are templates of paths, or lists of them, or an expression.
+_TEMPLATES = ("data.images", "data.masks", "data.group")
+#: What Hydra takes for a text without quotes.
+_PLAIN = re.compile(r"[\w./+%@$*?:-]*", re.ASCII)
 #: Overrides that are paths. A comma in one that does not exist separates the points of a sweep.
 _PATHS = ("checkpoint", "input", "output", "resume", "data.root", "hydra.run.dir", "hydra.sweep.dir")
 
@@ -31,23 +36,30 @@ def main(command: str | None = None) -> None:
 
 
 def quoted(argument: str, sweep: bool = False) -> str:
-    """Let templates such as data.images=/x/{name}.tif, and paths of any signs, pass as texts: to Hydra braces and = mean something.
+    r"""Let templates such as data.images=/x/{name}.tif, and paths of any signs, pass as texts: to Hydra braces and = mean something.
 
     >>> quoted("data.images=/x/{name}.tif"), quoted("data.images=[{n}_r.tif,{n}_g.tif]"), quoted("data.window=[32,32]")
     ("data.images='/x/{name}.tif'", "data.images=['{n}_r.tif','{n}_g.tif']", 'data.window=[32,32]')
     >>> quoted("checkpoint=runs/0_loss=ce"), quoted("input=a b.tif"), quoted("output='x=1'"), quoted("data.root=a,b", sweep=True)
     ("checkpoint='runs/0_loss=ce'", "input='a b.tif'", "output='x=1'", 'data.root=a,b')
+    >>> quoted("data.root=/daten/übung"), quoted("data.images=/home/o'brien/a.tif"), quoted("data.group=null")
+    ("data.root='/daten/übung'", "data.images='/home/o\\'brien/a.tif'", 'data.group=null')
     """
-    key, _, path = argument.partition("=")
-    plain = re.fullmatch(r"['\"].*|[\w./~+%@$*?-]*", path) or (sweep and "," in path and not Path(path).exists())
-    if key in _PATHS and not plain:
-        return f"{key}='{path}'"
-    match = re.fullmatch(r"(data\.(?:images|masks|group)=)(\[?)([^'\"]*[{(*][^'\"]*?)(\]?)", argument)
-    if match is None:
-        return argument
-    key, opening, value, closing = match.groups()
-    values = value.split(",") if opening else [value]
-    return key + opening + ",".join(f"'{one.strip()}'" for one in values) + closing
+    key, equals, value = argument.partition("=")
+    separates = sweep and "," in value and not Path(value).exists()
+    if key in _TEMPLATES and value.startswith("[") and value.endswith("]"):
+        return f"{key}=[{','.join(_text(one.strip()) for one in value[1:-1].split(','))}]"
+    if key in _TEMPLATES or (key in _PATHS and not separates):
+        return key + equals + _text(value)
+    return argument
+
+
+def _text(value: str) -> str:
+    """A value that Hydra takes for a text, whatever its signs are."""
+    if _PLAIN.fullmatch(value) or value[:1] in ("'", '"'):
+        return value
+    escaped = os.path.expanduser(value).replace("'", r"\'")
+    return f"'{escaped}'"
 
 
 def going_on(arguments: Sequence[str]) -> list[str]:
@@ -70,4 +82,4 @@ def going_on(arguments: Sequence[str]) -> list[str]:
         )
     saved = [o for o in started["overrides"] if not o.startswith(("resume=", "hydra.run.dir="))]
     own = ["--config-dir", started["config_dir"]] if started["config_dir"] and "--config-dir" not in arguments else []
-    return [*own, *saved, *arguments, f"hydra.run.dir='{folder}'"]
+    return [*own, *saved, *arguments, f"hydra.run.dir={folder}"]

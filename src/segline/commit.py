@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 #: Names that `temporary_path` gives.
@@ -40,8 +40,9 @@ def committed(path: Path) -> Iterator[Path]:
 def remove_leftovers(folder: Path, older_than: float = 3600.0) -> None:
     """Remove what processes that were killed left half-written, if that is so many seconds ago."""
     for path in folder.iterdir():
-        if _TEMPORARY.match(path.name) and path.stat().st_mtime < time.time() - older_than:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # its owner was quicker
+            if _TEMPORARY.match(path.name) and path.stat().st_mtime < time.time() - older_than:
+                path.unlink()
 
 
 def _sync(path: Path) -> None:

@@ -14,7 +14,7 @@ from segline.data.scan import CELL, Facts
 from segline.inference.network import on_arrays
 from segline.inference.tiled import predict_tiles
 from segline.io.source import MaskSource, Window
-from segline.labels import Labels
+from segline.labels import IGNORE_INDEX, Labels
 from segline.module import SegmentationModule
 
 #: Pixels of a case that are shown at most along an axis, and how many of them are drawn: every so-manyth.
@@ -71,7 +71,9 @@ def _predict(case: Case, module: SegmentationModule, data: SegmentationDataModul
         there = tuple(slice(i.start - v.start, i.stop - v.start) for i, v in zip(inside, view, strict=True))
         here = tuple(slice(i.start - c.start, i.stop - c.start) for i, c in zip(inside, core, strict=True))
         pred[(slice(None), *there)] = decided[(slice(None), *here)]
-    image = data.normalize(source.read(view), statistics)
+    raw = source.read(view)
+    mask[..., np.isnan(raw).all(0)] = IGNORE_INDEX  # as in validation
+    image = data.normalize(raw, statistics)
     arrays: dict[str, np.ndarray] = {"image": image, "mask": mask, "pred": pred.reshape(mask.shape)}
     every: tuple[Any, ...] = (..., *(slice(None, None, -(-(v.stop - v.start) // _DRAWN)) for v in view))
     return {**{name: array[every] for name, array in arrays.items()}, "title": _say(view, source.shape)}
@@ -89,8 +91,11 @@ def choose_view(facts: Facts, mask: MaskSource, labels: Labels) -> Window:
     if len(cells):
         density = np.zeros([-(-length // edge) for length in shape])
         np.add.at(density, tuple(cells.T), 1)
-        seen = ndimage.uniform_filter(density, [max(1, s // edge) for s in size], mode="constant")
-        centre = [(int(place) + 0.5) * edge for place in np.unravel_index(seen.argmax(), seen.shape)]
+        counted = [max(1, s // edge) for s in size]
+        seen = ndimage.uniform_filter(density, counted, mode="constant")
+        # The middle of an even number of cells is a border of one.
+        places = zip(np.unravel_index(seen.argmax(), seen.shape), counted, strict=True)
+        centre = [(int(place) + count % 2 / 2) * edge for place, count in places]
     starts = [int(np.clip(c - s / 2, 0, n - s)) for c, s, n in zip(centre, size, shape, strict=True)]
     view = [slice(start, start + s) for start, s in zip(starts, size, strict=True)]
     if volume:

@@ -43,7 +43,11 @@ def _explain(error: Exception, command: str, arguments: Sequence[str]) -> str | 
         return f"{group}={name} does not exist.{nearest(name, error.options or ())}\nChoices of {group}: {', '.join(error.options or ())}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         cause, where = error.__cause__, str(error).partition("full_key: ")[2].strip()
-        return str(cause) if isinstance(cause, ValueError) else f"{where or 'the config'} cannot be built: {cause}"
+        if isinstance(
+            cause, TypeError | ImportError | AttributeError
+        ):  # arguments that don't fit, a target that is not there
+            return f"{where or 'the config'} cannot be built: {cause}"
+        return str(cause) if isinstance(cause, ValueError) else None
     if isinstance(error, OverrideParseException):
         return (
             f"{error.override}: an override is key=value; a value with = , [ ] {{ }} stands in quotes: \"key='value'\""

@@ -189,11 +189,14 @@ def _hardware(settings: DictConfig) -> dict[str, Any]:
             f"trainer.accelerator is {accelerator}, but torch {torch.__version__} sees no GPU here; look at nvidia-smi and "
             "CUDA_VISIBLE_DEVICES, or set trainer=cpu"
         )
+    precision = fast_precision(accelerator) if precision == "auto" else _PRECISIONS.get(precision, precision)
+    if precision not in _PRECISIONS.values():
+        raise ValueError(f"trainer.precision is {precision}; expected auto, {', '.join(_PRECISIONS)}")
     return {
         "accelerator": accelerator,
         "devices": processes,
         "strategy": "ddp" if processes > 1 else "auto",
-        "precision": fast_precision(accelerator) if precision == "auto" else _PRECISIONS.get(precision, precision),
+        "precision": precision,
     }
 
 
@@ -203,6 +206,10 @@ def _budget(settings: DictConfig) -> Budget:
     for key in ("max_epochs", "max_steps"):
         if settings[key] is not None and (not isinstance(settings[key], int) or settings[key] < 1):
             raise ValueError(f"trainer.{key} is {settings[key]}; expected 1 or more, or null for another budget")
+    if limit is None and not settings.max_steps and not settings.max_epochs:
+        raise ValueError(
+            "there is no budget; set trainer.max_epochs=10, trainer.max_steps=1000 or trainer.max_time=00:00:10:00"
+        )
     if limit is None:
         return Budget(max_steps=settings.max_steps) if settings.max_steps else Budget(max_epochs=settings.max_epochs)
     try:

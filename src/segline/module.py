@@ -123,12 +123,11 @@ class SegmentationModule(pl.LightningModule):
         """Log what was measured in this epoch; classes that occur nowhere have no value."""
         scores = {f"{split}/{name}": v for name, v in self.meters(split).compute().items()}  # the same on every process
         self.scores |= scores
-        if (
-            self.trainer.state.fn != "fit"
-        ):  # now and not later: Lightning ends by moving all to the CPU, where NCCL cannot reach
+        # Now and not later: Lightning ends by moving all to the CPU, where NCCL cannot reach.
+        if self.trainer.state.fn != "fit":
             overlap = self.meters(split).overlap
             with overlap.sync_context():
-                self.counted[split] = overlap.case_table(), overlap.confusion.cpu()
+                self.counted[split] = overlap.case_table(), overlap.confusion.cpu().clone()
         # Not once more to the loggers when the best weights are tested at the end, which would be a point after the last epoch.
         live = self.trainer.state.fn != "validate"
         self.log_dict({name: v for name, v in scores.items() if v == v}, logger=live)

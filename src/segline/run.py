@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from segline.config import CONF_DIR, CONFIG, LOCK
 
 #: After SIGTERM the launcher would kill after 30 seconds, which the running validation and the saving may take longer than.
 _MOST_SECONDS_TO_SAVE = 3600
+#: Overrides by which a user chooses where a run lies.
+_FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
@@ -28,26 +31,28 @@ def train(config: DictConfig) -> float | None:
     chosen = {group: choices[group] for group in ("data", "model", "loss")}
     own = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
     started = {"overrides": list(hydra_config.overrides.task), "config_dir": own[0] if own else None}
-    resolved = _resolve(config, {"name": run_dir.name, **chosen, **started})
     # Under a name of its own: the folder's config is another run's until the job holds the folder.
-    run_dir.mkdir(parents=True, exist_ok=True)
     path = temporary_path(run_dir / CONFIG)
-    OmegaConf.save(resolved, path)
     try:
+        resolved = _resolve(config, {"name": run_dir.name, **chosen, **started})
+        run_dir.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(resolved, path)
         _start(path, _num_processes(resolved.trainer))
     finally:
         path.unlink(missing_ok=True)
-        _remove_if_unused(run_dir)
+        if not any(override.startswith(_FOLDERS) for override in hydra_config.overrides.hydra):
+            _remove_if_unused(run_dir)
     from segline.report import read_scores
 
     return read_scores(run_dir).get(resolved.objective)
 
 
 def _remove_if_unused(run_dir: Path) -> None:
-    """Leave no folder of a run that was refused before it began."""
-    if {file.name for file in run_dir.iterdir()} <= {LOCK}:
-        (run_dir / LOCK).unlink(missing_ok=True)
-        run_dir.rmdir()
+    """Leave no folder, by a name that nobody chose, of a run that was refused before it began."""
+    with suppress(OSError):
+        if {file.name for file in run_dir.iterdir()} <= {LOCK}:
+            (run_dir / LOCK).unlink(missing_ok=True)
+            run_dir.rmdir()
 
 
 def _start(path: Path, processes: int) -> None:
@@ -64,12 +69,12 @@ def _start(path: Path, processes: int) -> None:
         "torch.distributed.run",
         "--standalone",
         f"--nproc-per-node={processes}",
-        f"--shutdown-timeout={_MOST_SECONDS_TO_SAVE}",
         "-m",
         "segline.job",
     ]
     search = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": search}
+    own = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_MOST_SECONDS_TO_SAVE)}
+    environment = {**own, **os.environ, "PYTHONPATH": search}
     launcher = subprocess.Popen([*command, str(path)], env=environment)
     # SIGTERM goes on to the processes, which save first; a terminal's Ctrl-C has reached them already.
     handlers = {

@@ -84,6 +84,9 @@ def test_masks_without_an_image_are_noted(tmp_path: Path) -> None:
     found = data_cases.find_cases(tmp_path, "images/{name}.png", "masks/{name}.png")
     assert [case.name for case in found.cases] == ["a"]
     assert found.notes == [f"2 of the masks have no image, such as {tmp_path}/masks/b.png"]
+    touch(tmp_path, "a_rgb.png", "a_ir.png", "a.png")
+    bands = ["{name}_rgb.png", "{name}_ir.png"]
+    assert data_cases.find_cases(tmp_path, bands, "{name}.png").notes == []  # which finds the bands, too
 
 
 def test_templates_may_be_absolute_or_a_single_file(tmp_path: Path) -> None:

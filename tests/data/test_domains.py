@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
+import rasterio
 import torch
 from omegaconf import OmegaConf
 
 from segline.config import build, compose
 from segline.data.describe import describe
+from segline.io.image import decode
 from segline.labels import IGNORE_INDEX
 
 #: Domain -> bands, and dtypes of what its files hold.
@@ -33,6 +36,14 @@ SHARES = {
 }
 
 
+def stored_type(path: Path) -> str:
+    """Type of a file's pixels."""
+    if path.suffix == ".tif":
+        with rasterio.open(path) as file:
+            return str(file.dtypes[0])
+    return str(nib.load(path).get_data_dtype() if ".nii" in path.name else decode(path).dtype)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", DOMAINS)
 def test_a_synthetic_default_is_whole(name: str) -> None:
@@ -45,7 +56,7 @@ def test_a_synthetic_default_is_whole(name: str) -> None:
     assert groups["train"]
     assert groups["val"]
     assert not groups["train"] & groups["val"]
-    assert {facts.dtype for facts in data.facts.values()} <= dtypes
+    assert {stored_type(case.images[0]) for cases in data.cases.values() for case in cases} <= dtypes
     for split in ("train", "val"):
         assert (data.pixels(split) > 0).all(), f"a class is missing in {split}"
     assert data.notes == []

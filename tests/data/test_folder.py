@@ -332,6 +332,19 @@ def test_what_is_printed_is_a_config_of_the_same_data(
     assert "_target_" not in yaml.safe_load(config)["labels"]
 
 
+def test_what_is_printed_for_absolute_paths_is_a_config_without_a_root_that_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = pictures(tmp_path, ids(0, 1), ids(0, 1), ids(0, 1))
+    found({key: f"{tmp_path}/{given[key]}" for key in ("images", "masks")})
+    config = capsys.readouterr().out.split("\n\n", 1)[1]
+    assert "root" not in yaml.safe_load(config)
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    (tmp_path / "conf" / "data" / "mine.yaml").write_text(config)
+    kept = compose(["data=mine", f"hydra.searchpath=['file://{tmp_path}/conf']"])
+    assert [len(prepared(discover(kept.data)).cases[split]) for split in ("train", "val")] == [2, 1]
+
+
 # Bad input
 
 

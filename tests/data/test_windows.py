@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from segline.data import loaders, windows
 from segline.data.cases import Case
 from segline.data.loaders import make_loader
 from segline.data.scan import scan
+from segline.data.synthetic.biomedical import write_biomedical
 from segline.data.windows import EqualSampler, Reader, TileWindows, TrainWindows, WindowSampler
 from segline.io.normalize import Normalize
 from segline.io.open import open_image, open_mask
@@ -147,6 +150,18 @@ def test_the_memory_of_a_container_is_its_own(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n" * bool(text))
     assert loaders._memory_limits(tmp_path) == limits
+
+
+@pytest.mark.slow
+def test_a_script_ends_though_its_loader_is_alive(tmp_path: Path) -> None:
+    script = """if True:
+        from segline.config import build, compose
+        data = build(compose(["data=biomedical", "data.num_workers=2", f"data.root={ROOT}"]).data)
+        data.prepare()
+        batches = iter(data.train_dataloader())
+        next(batches)
+    """.replace("{ROOT}", str(write_biomedical(tmp_path / "scenes", count=4)))
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=100, cwd=Path(windows.__file__).parents[2])
 
 
 def test_files_are_kept_open_as_far_as_a_process_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -75,7 +75,7 @@ def find_cases(root: Path, images: str | Sequence[str], masks: str, group: Group
         burn: What polygons burn.
 
     Raises:
-        ValueError: No images.
+        ValueError: No images, masks that are the images, a field that images lack, or runs of no length.
     """
     templates = [images] if isinstance(images, str) else list(images)
     found = _match(root, templates[0])
@@ -92,7 +92,7 @@ def find_cases(root: Path, images: str | Sequence[str], masks: str, group: Group
     for (fields, first), pattern, files, name in zip(found, patterns, matches, names, strict=True):
         if first in taken:  # `{name}.png` finds `a_mask.png`, too
             continue
-        bands = (first, *(root / _fill(template, fields) for template in templates[1:]))
+        bands = (first, *_bands(root, templates, fields))
         if not files:
             faults.append(f"{first} has no mask: there is no {root / pattern}")
             continue
@@ -109,9 +109,15 @@ def find_cases(root: Path, images: str | Sequence[str], masks: str, group: Group
         raise ValueError(
             f"data.images and data.masks find the same files, {root / masks}; expected images and their masks"
         )
-    alone = [path for _, path in _match(root, masks) if path not in taken] if "*" not in masks else []
+    others = taken.union(*(band for fields, first in found for band in [(first, *_bands(root, templates, fields))]))
+    alone = [path for _, path in _match(root, masks) if path not in others] if "*" not in masks else []
     notes = [f"{len(alone)} of the masks have no image, such as {alone[0]}"] if alone else []
     return Found(_in_runs(cases, group) if isinstance(group, int) else cases, faults, notes)
+
+
+def _bands(root: Path, templates: Sequence[str], fields: Mapping[str, str]) -> list[Path]:
+    """Files of the bands after the first."""
+    return [root / _fill(template, fields) for template in templates[1:]]
 
 
 def _no_images(root: Path, template: str) -> str:
@@ -137,7 +143,7 @@ def read_table(
     instead of fields; a column `group` goes before a field or an expression.
 
     Raises:
-        ValueError: No table, or no rows in it.
+        ValueError: No table, no rows in it, or runs of no length.
     """
     rows = _read_csv(root / table) if isinstance(table, str | Path) else list(table)
     if not rows:

@@ -176,6 +176,9 @@ class SegmentationDataModule(pl.LightningDataModule):
     def _root(self) -> Path:
         if self.root is not None:
             return Path(self.root).expanduser()
+        templates = [self.images, self.masks] if isinstance(self.images, str) else [*self.images, self.masks]
+        if not self.table and all(Path(template).is_absolute() for template in templates):
+            return Path("/")
         root = cache_dir() / "synthetic" / f"{type(self).__module__.rsplit('.', 1)[-1]}-{VERSION}"
         self.synthesise(root)
         return root

@@ -50,7 +50,7 @@ def discover(data: DictConfig) -> DictConfig:
     images = _open(cases, found, faults)
     seen = None
     if not found["labels"].get("classes"):
-        seen, unread = look_at_masks(found["labels"], cases)
+        seen, unread = look_at_masks(cases)
         faults += unread or _name_classes(found["labels"], seen)
     if faults:
         raise ValueError(list_faults(faults))
@@ -239,10 +239,11 @@ def _say(
     if not found["table"] and all(Path(path).is_absolute() for path in _templates(found)):
         del keep["root"]
     text = yaml.safe_dump(keep, sort_keys=False, default_flow_style=None, width=120, allow_unicode=True)
+    values = f"values in the masks: {seen.describe()}\n" if seen else ""
     size, bands, classes = say_size(images[0].shape), images[0].num_bands, len(labels["classes"])
     return (
         f"found {count_of(len(cases), 'image')} with masks, the first of {size} pixels and {count_of(bands, 'band')}, "
-        f"and {classes} classes\n{f'values in the masks: {seen.describe()}' if seen else ''}\n"
+        f"and {classes} classes\n{values}"
         "To keep this, save the lines below as DIR/data/mine.yaml and train with --config-dir DIR data=mine. Classes may be given other\n"
         "names, the background's in both places: the class that labels.background names stays out of means over classes.\n\n"
         f"defaults: [{defaults}]\n{text}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -82,9 +83,17 @@ def _memory_limits(root: Path) -> list[int]:
 def _start_worker(_: int) -> None:
     """One thread a worker, for the cores are the network's; and signals are the trainer's, who needs batches until it has saved."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # The first is meant for all processes of the job; a second one comes from a loader that ends.
-    signal.signal(signal.SIGTERM, lambda signum, _: signal.signal(signum, signal.SIG_DFL))
+    if hasattr(signal, "sigwaitinfo"):  # elsewhere nobody says whose signal it is
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_obey_trainer, daemon=True).start()
     torch.set_num_threads(1)
     import cv2
 
     cv2.setNumThreads(0)
+
+
+def _obey_trainer() -> None:
+    """End when the process that started this one says so; a scheduler and a terminal signal all processes of a job."""
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)

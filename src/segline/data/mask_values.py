@@ -65,7 +65,7 @@ class Values:
         return ", ".join(lines)
 
 
-def look_at_masks(labels: dict[str, Any], cases: Sequence[Case]) -> tuple[Values, list[str]]:
+def look_at_masks(cases: Sequence[Case]) -> tuple[Values, list[str]]:
     """Raw values of all masks, and what is wrong with them."""
     seen = Values(colored=any(_is_colored(case.masks[0]) for case in cases if not case.objects))
     reading = Labels({"background": 0, "class": "#ffffff" if seen.colored else 1})
@@ -103,7 +103,7 @@ def _read_values(case: Case, reading: Labels) -> tuple[Counter[int], set[int]]:
         if len(pixels) > MOST_CLASSES:
             break
     hole = getattr(raw, "nodata", None)
-    return pixels, set() if hole is None or np.isnan(hole) else {int(hole)}
+    return pixels, set() if hole is None or not np.isfinite(hole) else {int(hole)}
 
 
 def _is_colored(path: Path) -> bool:

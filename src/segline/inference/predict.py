@@ -229,7 +229,12 @@ def _load(
         network.load_state_dict(weights)
     except RuntimeError as error:
         raise ValueError(f"the checkpoint's weights do not fit the network of its card ({error})") from error
-    if device not in ("auto", "cpu") and not torch.cuda.is_available():
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device is {device}, but torch {torch.__version__} sees no GPU here; set device=cpu")
-    place = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    try:
+        place = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device is {device!r}; expected auto, cpu, cuda, or cuda:1 for the second GPU") from error
     return network.to(memory_format=memory_format(2 + len(card.window))).to(place).eval(), place
