@@ -7,13 +7,13 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import rasterio
 import torch
 from omegaconf import OmegaConf
 
 from segline.config import build, compose
 from segline.data.describe import describe
 from segline.io.image import decode
+from segline.io.raster import RasterFile
 from segline.labels import IGNORE_INDEX
 
 #: Domain -> bands, and dtypes of what its files hold.
@@ -39,8 +39,7 @@ SHARES = {
 def stored_type(path: Path) -> str:
     """Type of a file's pixels."""
     if path.suffix == ".tif":
-        with rasterio.open(path) as file:
-            return str(file.dtypes[0])
+        return str(RasterFile(path).dtype)
     return str(nib.load(path).get_data_dtype() if ".nii" in path.name else decode(path).dtype)
 
 

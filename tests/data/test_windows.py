@@ -160,7 +160,7 @@ def test_a_script_ends_though_its_loader_is_alive(tmp_path: Path) -> None:
         data.prepare()
         batches = iter(data.train_dataloader())
         next(batches)
-    """.replace("{ROOT}", str(write_biomedical(tmp_path / "scenes", count=4)))
+    """.replace("{ROOT}", str(write_biomedical(tmp_path / "scenes", count=10)))
     subprocess.run([sys.executable, "-c", script], check=True, timeout=100, cwd=Path(windows.__file__).parents[2])
 
 
