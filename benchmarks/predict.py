@@ -30,6 +30,7 @@ from segline import checkpoints
 from segline.card import Card
 from segline.inference.network import on_arrays
 from segline.inference.predict import predict_files
+from segline.memory import keep_freed
 from segline.models.unet import UNet
 from segline.precision import fast_precision, memory_format
 
@@ -84,6 +85,8 @@ def make_checkpoint(path: Path, kind: str) -> tuple[Card, UNet]:
 def predict(kind: str, file: Path, folder: Path) -> None:
     """What a process of its own does: predict, and say how long it took and how much memory."""
     card, network = make_checkpoint(folder / f"{kind}.ckpt", kind)
+    keep_freed()
+    bare = _bare(card, network)  # first, and alone
     start = time.perf_counter()
     predict_files(str(folder / f"{kind}.ckpt"), str(file), str(folder / "masks"), batch_size=BATCH)
     seconds = time.perf_counter() - start
@@ -91,7 +94,7 @@ def predict(kind: str, file: Path, folder: Path) -> None:
     shape = [int(size) for size in (rasterio.open(file).shape if kind == "raster" else nib.load(file).shape)]
     steps = [w - 2 * m for w, m in zip(card.window, card.margin, strict=True)]
     windows = int(np.prod([1 + max(0, -(-(n - w) // s)) for n, w, s in zip(shape, card.window, steps, strict=True)]))
-    print("RESULT", json.dumps({"peak": peak, "rate": windows / seconds, "bare": _bare(card, network)}))
+    print("RESULT", json.dumps({"peak": peak, "rate": windows / seconds, "bare": bare}))
 
 
 def _bare(card: Card, network: UNet) -> float:

@@ -33,6 +33,7 @@ LAYERS = (
         "card",
         "checkpoints",
         "precision",
+        "memory",
     },
     {"labels", "colors", "commit"},
 )

@@ -30,6 +30,7 @@ from segline.checkpoints import BEST, RESUME, read, read_network
 from segline.commit import committed, remove_leftovers
 from segline.config import CONFIG, LOCK, build
 from segline.data.datamodule import SegmentationDataModule
+from segline.memory import keep_freed
 from segline.module import SegmentationModule
 from segline.precision import fast_precision, memory_format
 
@@ -49,6 +50,7 @@ def run(path: Path) -> None:
     assert isinstance(config, DictConfig)
     run_dir, rank = path.parent, int(os.environ.get("RANK", "0"))
     _silence()
+    keep_freed()
     with _locked(run_dir) if rank == 0 else nullcontext():
         budget, precision = _budget(config.trainer), _hardware(config.trainer)["precision"]
         resume = _resume_checkpoint(config, run_dir)

@@ -27,6 +27,7 @@ from segline.io.normalize import Normalize, measure
 from segline.io.open import open_image, open_sink
 from segline.io.source import Source, Window
 from segline.labels import IGNORE_INDEX, Labels
+from segline.memory import keep_freed
 from segline.precision import memory_format
 from segline.tiling import tiles
 
@@ -76,6 +77,7 @@ def predict_files(
     Raises:
         ValueError: The checkpoint or the input is not what it should be, or `output` would overwrite the input.
     """
+    keep_freed()
     card, weights = read_network(checkpoint)
     labels = Labels(**card.labels)
     network, place = _load(card, weights, device, trust)

@@ -57,8 +57,8 @@ def predict_tiles(
         grid = [tile for tile in grid if all(_meet(c, w) for c, w in zip(tile.core, within, strict=True))]
 
     def read(batch: Sequence[Tile]) -> _Batch:
-        images = np.stack([read_padded(source, tile.window) for tile in batch])
-        lost = np.isnan(images).all(1)
+        images = [read_padded(source, tile.window) for tile in batch]
+        lost = np.stack([np.isnan(image).all(0) for image in images])
         return np.stack([normalize(image, statistics) for image in images]), lost
 
     said = _apply(network, read, grid, batch_size)

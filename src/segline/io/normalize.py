@@ -96,8 +96,12 @@ class Normalize:
             assert self.std is not None
             mean, std = np.asarray(self.mean), np.asarray(self.std)
         shape = (-1, *[1] * (image.ndim - 1))
-        normal = (image - mean.reshape(shape).astype(np.float32)) / std.reshape(shape).astype(np.float32)
-        return np.nan_to_num(normal, copy=False, nan=0.0)
+        normal = image - mean.reshape(shape).astype(np.float32)
+        normal /= std.reshape(shape).astype(np.float32)
+        lost = np.isnan(normal)
+        if lost.any():
+            normal[lost] = 0.0
+        return normal
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which `Normalize(**data)` makes an equal object."""
