@@ -84,6 +84,7 @@ def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, monkeypatch: pyt
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.slow
 def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
     for wrong in (["trainer=cpu", "trainer.max_time=10"], ["data=folder", "data.images=x.png", "data.masks=y.png"]):
         done = subprocess.run(

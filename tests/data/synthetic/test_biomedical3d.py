@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from segline.data.synthetic.biomedical3d import CLASSES
+from segline.io.source import whole
 from segline.io.volume import VolumeFile
 
 Scenes = Callable[[str], Path]
@@ -53,7 +54,8 @@ def test_a_mask_has_its_images_grid_in_both_of_niftis_affines(pairs: list[tuple[
 
 def test_the_anterior_part_lies_before_and_below_the_other_in_canonical_axes(root: Path) -> None:
     for path in sorted((root / "labels").iterdir()):
-        labels = VolumeFile(path, order=0).array  # (D, H, W): upward, forward, right
+        volume = VolumeFile(path, order=0)
+        labels = volume.read_raw(whole(volume.shape))  # (D, H, W): upward, forward, right
         anterior, posterior = (np.argwhere(labels == CLASSES[name]).mean(0) for name in ("anterior", "posterior"))
         assert anterior[1] > posterior[1] + 8
         assert anterior[0] < posterior[0]
