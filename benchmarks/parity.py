@@ -52,14 +52,14 @@ class Row:
     """One line of the table.
 
     Args:
-        library: Whose rule.
+        package: Whose rule.
         call: How it is asked for there.
         theirs: Its value for prediction and truth.
         score: Name of ours.
         rules: Arguments of `ours` that give the same.
     """
 
-    library: str
+    package: str
     call: str
     theirs: Callable[[Tensor, Tensor], float]
     score: str
@@ -173,7 +173,7 @@ def main() -> None:
         switches = [f"`{key}={value}`" for key, value in row.rules.items() if key != "background"]
         switches += ["`labels.background=null`"] if row.rules.get("background") else []
         values = f"{row.theirs(*example()):.4f} | {ours(row.score, **row.rules):.4f}"
-        print(f"| {row.library} | `{row.call}` | {values} | `{row.score}` | {', '.join(switches) or 'default'} |")
+        print(f"| {row.package} | `{row.call}` | {values} | `{row.score}` | {', '.join(switches) or 'default'} |")
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ parity = load()
 
 
 @pytest.mark.slow  # imports MONAI and segmentation-models-pytorch
-@pytest.mark.parametrize("row", parity.ROWS, ids=lambda row: f"{row.library} {row.call}")
+@pytest.mark.parametrize("row", parity.ROWS, ids=lambda row: f"{row.package} {row.call}")
 def test_another_library_gives_the_value_that_ours_gives_with_the_switch(row: Any) -> None:
     assert parity.ours(row.score, **row.rules) == pytest.approx(row.theirs(*parity.example()), abs=1e-6)
 
 
-@pytest.mark.parametrize("row", [row for row in parity.ROWS if row.rules], ids=lambda row: f"{row.library} {row.call}")
+@pytest.mark.parametrize("row", [row for row in parity.ROWS if row.rules], ids=lambda row: f"{row.package} {row.call}")
 def test_no_switch_in_the_table_is_idle(row: Any) -> None:
     value = parity.ours(row.score, **row.rules)
     for switch in row.rules:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -86,11 +86,7 @@ def predict_files(
     tiling = choose_tiling(card, call, getattr(network, "stride", None), blend, window, overlap)
     jobs = plan_outputs(find_inputs(input), Path(output))
     faults = _check(jobs, card)
-    with locate(checkpoint).open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    for folder in {path.parent for path in jobs.values()}:
-        remove_leftovers(folder)
-    journal = Journal(Path(output), {"checkpoint": digest, **asdict(tiling)})
+    journal = _journal(checkpoint, Path(output), jobs.values(), tiling)
     left = {file: path for file, path in jobs.items() if file not in faults and not journal.done(file, path)}
     if known := len(jobs) - len(faults) - len(left):
         print(f"{known} of {len(jobs)} files are done already, by the same checkpoint and settings")
@@ -110,6 +106,15 @@ def predict_files(
     if faults:
         raise ValueError("\n  ".join([f"{len(faults)} of {len(jobs)} files could not be predicted:", *faults.values()]))
     return done
+
+
+def _journal(checkpoint: str, folder: Path, masks: Iterable[Path], tiling: Tiling) -> Journal:
+    """Of what the same command has done before; what it left half-written is removed."""
+    for place in {mask.parent for mask in masks}:
+        remove_leftovers(place)
+    with locate(checkpoint).open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Journal(folder, {"checkpoint": digest, **asdict(tiling)})
 
 
 def choose_tiling(
