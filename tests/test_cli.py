@@ -98,6 +98,7 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
     assert (tmp_path / "mine").is_dir()
 
 
+@pytest.mark.slow
 def test_a_path_may_hold_what_means_something_to_hydra(tmp_path: Path) -> None:
     folder = tmp_path / "0_loss=ce,model.channels=[8,16] {x} o'brien übung"
     folder.mkdir()

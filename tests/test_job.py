@@ -109,6 +109,7 @@ def test_a_callback_of_the_users_own_is_one_override(tmp_path: Path, few_scenes:
     assert "time_elapsed" in last["callbacks"]["Timer"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_early_goes_on_only_where_the_config_lets_it(tmp_path: Path, few_scenes: Path) -> None:
     def steps(*overrides: str) -> int:
         budget = ["trainer.max_epochs=4", "resume=auto", "callbacks=early_stopping"]
@@ -121,6 +122,7 @@ def test_a_run_that_was_stopped_early_goes_on_only_where_the_config_lets_it(tmp_
     assert steps("callbacks.early_stopping=null") == 16
 
 
+@pytest.mark.slow
 def test_a_run_that_has_reached_its_goal_stays_there(tmp_path: Path, few_scenes: Path) -> None:
     goal = ["trainer.max_epochs=4", "callbacks=early_stopping", "+callbacks.early_stopping.stopping_threshold=-1"]
     for _ in range(2):
