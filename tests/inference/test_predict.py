@@ -21,6 +21,7 @@ from segline.io.normalize import Normalize
 from segline.io.open import open_image
 from segline.io.source import Geometry, Window, whole
 from segline.models.attention_unet import AttentionUNet
+from segline.models.smp import SMP
 from segline.models.unet import UNet
 from segline.tiling import tiles
 
@@ -274,6 +275,23 @@ def test_exact_tiles_give_what_the_whole_image_would(make: type[torch.nn.Module]
     assert difference(replace(tiling, margin=less)) > 1e-4  # the measured field is not too large
     assert difference(replace(tiling, window=[w + 1 for w in tiling.window])) > 1e-4  # off the network's grid
     assert difference(replace(tiling, multiple=None)) > 1e-4  # the last tiles padded otherwise than the whole image
+
+
+@pytest.mark.slow
+def test_exact_tiles_of_a_network_of_smp_give_what_the_whole_image_would() -> None:
+    torch.manual_seed(0)
+    network = SMP(3, 2, architecture="unet", encoder_name="resnet18").eval()
+    call = on_arrays(network, torch.device("cpu"), "32-true")
+    tiling = choose_tiling(make_card(3, window=[64, 64]), call, network.stride, "exact", None, None)
+    assert all(255 <= margin <= 320 for margin in tiling.margin)
+    image = RNG.normal(size=(3, 745, 790)).astype(np.float32)
+    source, whole_logits = Array(image), call(image[None])[0]
+    tiled = np.full_like(whole_logits, np.nan)
+    pieces = predict_tiles(call, source, Normalize("dataset", [0] * 3, [1] * 3), None, batch_size=1, **asdict(tiling))
+    for place, values in pieces:
+        tiled[(slice(None), *place)] = values
+    assert len(tiles(source.shape, tiling.window, tiling.margin, tiling.multiple)) > 1
+    np.testing.assert_allclose(tiled, whole_logits, atol=1e-4)
 
 
 def test_a_network_that_looks_at_everything_has_no_exact_tiles() -> None:
