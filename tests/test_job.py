@@ -52,6 +52,7 @@ def run(run_dir: Path, root: Path, *overrides: str) -> dict[str, Any]:
     return read(run_dir / RESUME)
 
 
+@pytest.mark.slow
 def test_a_budget_in_steps_ends_there_and_the_schedule_with_it(
     tmp_path: Path, few_scenes: Path, rates: list[float]
 ) -> None:
@@ -62,6 +63,7 @@ def test_a_budget_in_steps_ends_there_and_the_schedule_with_it(
     assert [row["step"] for row in tables.read_rows(tmp_path / "run" / "metrics.csv")] == [4, 6]
 
 
+@pytest.mark.slow
 def test_a_larger_budget_trains_on_where_the_smaller_one_ended(
     tmp_path: Path, few_scenes: Path, rates: list[float]
 ) -> None:
@@ -74,6 +76,7 @@ def test_a_larger_budget_trains_on_where_the_smaller_one_ended(
     assert [row["epoch"] for row in rows] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_a_budget_in_time_ends_in_time_and_goes_on_at_the_time_spent(
     tmp_path: Path, few_scenes: Path, rates: list[float]
 ) -> None:
@@ -86,6 +89,7 @@ def test_a_budget_in_time_ends_in_time_and_goes_on_at_the_time_spent(
     assert len(rates) - steps <= 1
 
 
+@pytest.mark.slow
 def test_the_config_stands_above_the_options_that_a_checkpoint_brings_back(
     tmp_path: Path, few_scenes: Path, rates: list[float]
 ) -> None:
@@ -103,6 +107,7 @@ def test_the_config_stands_above_the_options_that_a_checkpoint_brings_back(
     assert rates[4:] == pytest.approx([0.4] * 4)
 
 
+@pytest.mark.slow
 def test_a_callback_of_the_users_own_is_one_override(tmp_path: Path, few_scenes: Path) -> None:
     timer = "+callbacks.further.timer._target_=pytorch_lightning.callbacks.Timer"
     last = run(tmp_path / "run", few_scenes, "trainer.max_epochs=1", timer, "+callbacks.further.none=null")
@@ -155,6 +160,7 @@ def test_a_logger_of_lightnings_own_is_one_override(tmp_path: Path, few_scenes: 
     assert "val/iou" in table.read_text().splitlines()[0].split(",")
 
 
+@pytest.mark.slow
 def test_no_part_of_a_gradient_is_saved(tmp_path: Path, few_scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved: list[int] = []
     save = Checkpoints._save
