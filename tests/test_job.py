@@ -153,6 +153,7 @@ def test_a_misspelt_objective_is_answered_before_the_first_step(
     assert not rates
 
 
+@pytest.mark.slow
 def test_a_logger_of_lightnings_own_is_one_override(tmp_path: Path, few_scenes: Path) -> None:
     logger = ["_target_=pytorch_lightning.loggers.CSVLogger", f"save_dir={tmp_path}/log", "name=null"]
     run(tmp_path / "run", few_scenes, "trainer.max_epochs=1", *(f"+logger.csv.{setting}" for setting in logger))
@@ -212,6 +213,7 @@ def test_an_objective_that_is_not_logged_is_answered_with_those_that_are(tmp_pat
         run(tmp_path / "run", few_scenes, "trainer.max_epochs=1", "objective=val/miou")
 
 
+@pytest.mark.slow
 def test_evaluation_that_is_not_finite_stops_and_names_the_case(tmp_path: Path, few_scenes: Path) -> None:
     run(tmp_path / "run", few_scenes, "trainer.max_epochs=1")
     broken = read(tmp_path / "run" / RESUME)

@@ -5,8 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from monai.data.utils import compute_importance_map
-from monai.inferers import sliding_window_inference
 
 from segline.inference.blend import PROFILES, blend
 from segline.tiling import Tile, tiles
@@ -48,9 +46,12 @@ def test_each_pixel_is_the_weighted_mean_of_all_tiles_over_it(axes: list[tuple[i
     np.testing.assert_allclose(blended, brute(grid, values, shape, profile), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(40, 64), (16, 28, 40)])
 @pytest.mark.parametrize("profile", list(PROFILES))
 def test_blending_is_monais_under_the_same_weights(shape: tuple[int, ...], profile: str) -> None:
+    from monai.inferers import sliding_window_inference
+
     window, margin = (16,) * len(shape), (2,) * len(shape)  # windows that fit without a rest: MONAI shifts the last
     image = RNG.normal(size=(1, *shape)).astype(np.float32)
 
@@ -67,7 +68,10 @@ def test_blending_is_monais_under_the_same_weights(shape: tuple[int, ...], profi
     np.testing.assert_allclose(assemble(shape, blend(grid, values, shape, profile)), theirs[0].numpy(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_bell_curve_is_monais_but_for_its_floor() -> None:
+    from monai.data.utils import compute_importance_map
+
     theirs = compute_importance_map((24,), "gaussian", 0.125).numpy()  # never less than 0.001
     ours = PROFILES["gaussian"](24)
     np.testing.assert_allclose(np.maximum(ours, 1e-3), theirs, rtol=1e-5)
