@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from segline.labels import Labels
-from segline.metrics import Overlap
+from segline.metrics.overlap import Overlap
 
 CLASSES = {"background": 0, "organ": 1, "lesion": 2}
 

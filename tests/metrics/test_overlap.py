@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics as sklearn_metrics
 
-from segline import metrics
+from segline.metrics import overlap
 from segline.config import build, compose
 from segline.labels import IGNORE_INDEX, Labels
-from segline.metrics import Overlap, score
+from segline.metrics.overlap import Overlap, score
 
 EXCLUSIVE = Labels({"soil": 0, "crop": 1, "weed": 2}, background="soil")
 OVERLAPPING = Labels({"whole": [1, 2], "core": [2]}, scheme="overlapping")
@@ -214,7 +214,7 @@ TWO_PROCESSES = """
 import sys
 import torch, torch.distributed as dist
 from segline.labels import Labels
-from segline.metrics import Overlap
+from segline.metrics.overlap import Overlap
 
 rank = int(sys.argv[1])
 dist.init_process_group("gloo", init_method="file://" + sys.argv[2], rank=rank, world_size=2)
