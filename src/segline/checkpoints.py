@@ -6,12 +6,13 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from segline.card import Card
 from segline.commit import committed
+
+if TYPE_CHECKING:  # prediction by ONNX Runtime asks this module where a checkpoint lies, and does without torch
+    import torch
 
 #: The best weights by the objective, with their card: what predict, eval and export read.
 BEST = "best.ckpt"
@@ -25,6 +26,8 @@ def write(checkpoint: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: The disk is full or not writable; the old checkpoint is untouched, and the message names path and free space.
     """
+    import torch
+
     try:
         with committed(path) as temporary:
             torch.save(checkpoint, temporary)
@@ -41,6 +44,8 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is missing, damaged, or holds anything but tensors and plain data.
     """
+    import torch
+
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; expected a run folder of src/train.py or a .ckpt file in one")
     try:

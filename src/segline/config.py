@@ -15,6 +15,8 @@ _HERE = Path(__file__).resolve().parent
 #: `<package>/conf` in a wheel, `<repository>/conf` in a checkout.
 CONF_DIR = next(folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if folder.is_dir())
 
+#: Short names of precisions -> Lightning's.
+PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 #: The resolved config of a run, in its folder.
 CONFIG = "config.yaml"
 #: Held by the process that writes into a run's folder.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -64,16 +65,14 @@ def _predict(case: Case, module: SegmentationModule, data: SegmentationDataModul
     pred = np.zeros((data.labels.num_planes, *(v.stop - v.start for v in view)), np.uint8)
     module.eval()
     network = on_arrays(module, module.device, str(module.trainer.precision))
-    tiles = predict_tiles(network, source, data.normalize, statistics, data.window, data.margin, within=view)
-    for core, logits in tiles:
-        decided = data.labels.decide(data.labels.probs(logits[None]))[0].reshape(-1, *logits.shape[1:])
-        inside = [slice(max(c.start, v.start), min(c.stop, v.stop)) for c, v in zip(core, view, strict=True)]
-        there = tuple(slice(i.start - v.start, i.stop - v.start) for i, v in zip(inside, view, strict=True))
-        here = tuple(slice(i.start - c.start, i.stop - c.start) for i, c in zip(inside, core, strict=True))
-        pred[(slice(None), *there)] = decided[(slice(None), *here)]
+    normalize = partial(data.normalize, statistics=statistics)
+    for place, logits in predict_tiles(network, source, normalize, data.window, data.margin, within=view):
+        decided = data.labels.decide(data.labels.probs(logits[None]))[0]
+        there = tuple(slice(p.start - v.start, p.stop - v.start) for p, v in zip(place, view, strict=True))
+        pred[(slice(None), *there)] = decided
     raw = source.read(view)
     mask[..., np.isnan(raw).all(0)] = IGNORE_INDEX  # as in validation
-    image = data.normalize(raw, statistics)
+    image = normalize(raw)
     arrays: dict[str, np.ndarray] = {"image": image, "mask": mask, "pred": pred.reshape(mask.shape)}
     every: tuple[Any, ...] = (..., *(slice(None, None, -(-(v.stop - v.start) // _DRAWN)) for v in view))
     return {**{name: array[every] for name, array in arrays.items()}, "title": _say(view, source.shape)}

@@ -194,6 +194,18 @@ class Labels:
         # torch's argmax over this axis takes ten times as long as its max, which finds the same first place.
         return probs.argmax(1) if isinstance(probs, np.ndarray) else probs.max(1).indices
 
+    def entropy(self, probs: NDArray[np.float32]) -> NDArray[np.float32]:
+        """How unsure probabilities `[B, K, *S]` are, `[B, *S]`: 0 where they are certain, 1 where nothing is more likely than the rest.
+
+        Of exclusive labels the entropy over its largest value, the log of K; of overlapping ones the mean of each class's yes or no.
+
+        >>> Labels({"a": 0, "b": 1}).entropy(np.array([[0.5, 0.5], [1.0, 0.0]], np.float32)).tolist()
+        [1.0, 0.0]
+        """
+        if self.exclusive:
+            return _surprise(probs).sum(1) / np.float32(np.log(self.num_classes))
+        return (_surprise(probs) + _surprise(1 - probs)).mean(1) / np.float32(np.log(2))
+
     def valid(self, mask: Any) -> Any:
         """Where a mask counts, of the mask's own shape."""
         return mask != IGNORE_INDEX
@@ -282,6 +294,11 @@ def _occurring(raw: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp], NDArr
         return np.arange(least, most + 1), places, np.bincount(places.ravel())
     found, places, counts = np.unique(raw, return_inverse=True, return_counts=True)
     return found, places.reshape(raw.shape), counts
+
+
+def _surprise(probs: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Each outcome's part of the entropy."""
+    return -probs * np.log(np.maximum(probs, np.finfo(np.float32).tiny))
 
 
 def _plain(raw: RawValues) -> Any:

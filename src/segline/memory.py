@@ -1,9 +1,12 @@
-"""How the process handles memory."""
+"""How much memory there is, and how the process handles it."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 # Parameters of glibc's mallopt, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -21,3 +24,56 @@ def keep_freed() -> None:
         if mallopt is not None:
             mallopt(_MMAP_THRESHOLD, _LARGE)
             mallopt(_TRIM_THRESHOLD, _LARGE)
+
+
+def limit() -> int:
+    """Bytes of memory there are: the machine's, or what its container or scheduler leaves of them."""
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min([machine, *_limits(Path("/"))])
+
+
+def _limits(root: Path) -> list[int]:
+    """Bytes that the control groups of this process allow (Linux; version 1 and 2)."""
+    groups, limits = root / "proc/self/cgroup", []
+    for line in groups.read_text().splitlines() if groups.exists() else []:
+        _, controllers, path = line.split(":", 2)
+        if controllers in ("", "memory"):
+            top = root / "sys/fs/cgroup" / controllers
+            own = top / path.strip("/")
+            # A group is bound by those above it; within a container its path may be one that only the host knows.
+            for folder in (own, *own.parents):
+                if folder.is_relative_to(top):
+                    files = (folder / "memory.max", folder / "memory.limit_in_bytes")
+                    limits += [file.read_text().strip() for file in files if file.exists()]
+    return [int(limit) for limit in limits if limit.isdigit()]
+
+
+def available() -> int:
+    """Bytes that this process can still take: what the machine has free, and what its container or scheduler leaves."""
+    own = _status("VmRSS")
+    free = [limit() - own]
+    info = Path("/proc/meminfo")
+    if info.exists():
+        free += [
+            int(line.split()[1]) * 1024 for line in info.read_text().splitlines() if line.startswith("MemAvailable")
+        ]
+    return max(min(free), 0)
+
+
+def peak_of(call: Callable[[], object]) -> int:
+    """Bytes that the process takes at most, while something runs, beyond what it held before; 0 where the system doesn't say."""
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        call()
+        return 0
+    reset.write_text("5")  # the peak so far is forgotten (proc(5))
+    before = _status("VmRSS")
+    call()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    """A number of bytes of /proc/self/status; 0 where there is none."""
+    file = Path("/proc/self/status")
+    lines = file.read_text().splitlines() if file.exists() else []
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:")), 0)

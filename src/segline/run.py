@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from segline.commit import temporary_path
-from segline.config import CONF_DIR, CONFIG, LOCK
+from segline.config import CONF_DIR, CONFIG, LOCK, PRECISIONS
 
 #: After SIGTERM the launcher would kill after 30 seconds, which the running validation and the saving may take longer than.
 _MOST_SECONDS_TO_SAVE = 3600
@@ -93,13 +93,24 @@ def _start(path: Path, processes: int) -> None:
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="predict")
 def predict(config: DictConfig) -> None:
     """Write masks of whole files, in the format that came in."""
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        raise ValueError(
-            f"{' and '.join(f'{key}=' for key in missing)} missing; python src/predict.py checkpoint=RUN input=FILES output=FOLDER"
-        )
+    _check_complete(config, "python src/predict.py checkpoint=RUN input=FILES output=FOLDER")
     from segline.inference.predict import predict_files
+    from segline.inference.worker import Settings
 
-    predict_files(**_plain(config))
+    asked = _plain(config)
+    trainer, _ = asked.pop("trainer"), asked.pop("part")
+    precision = trainer["precision"]
+    settings = Settings(
+        device={"gpu": "cuda"}.get(trainer["accelerator"], trainer["accelerator"]),
+        precision=None if precision == "auto" else PRECISIONS.get(str(precision), precision),
+        **{name: value for name, value in asked.items() if name not in ("input", "output")},
+    )
+    predict_files(asked["input"], asked["output"], settings, _num_processes(config.trainer))
+
+
+def _check_complete(config: DictConfig, usage: str) -> None:
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise ValueError(f"{' and '.join(f'{key}=' for key in missing)} missing; {usage}")
 
 
 def _resolve(config: DictConfig, run: dict[str, Any]) -> DictConfig:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -133,23 +134,6 @@ def test_processes_share_the_cores_for_loading(
     monkeypatch.setattr(loaders.os, "sched_getaffinity", lambda _: range(cores))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
     assert loaders.spare_cores() == workers
-
-
-@pytest.mark.parametrize(
-    ("groups", "files", "limits"),
-    [
-        ("0::/job/step", {"job/memory.max": "3000", "job/step/memory.max": "max"}, [3000]),
-        ("4:memory:/of/the/host\n0::/", {"memory/memory.limit_in_bytes": "7000"}, [7000]),
-        ("", {}, []),
-    ],
-)
-def test_the_memory_of_a_container_is_its_own(
-    tmp_path: Path, groups: str, files: dict[str, str], limits: list[int]
-) -> None:
-    for name, text in {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{n}": text for n, text in files.items()}}.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text + "\n" * bool(text))
-    assert loaders._memory_limits(tmp_path) == limits
 
 
 @pytest.mark.slow
@@ -287,14 +271,15 @@ def test_tiles_count_each_pixel_once_and_as_the_file_says(tmp_path: Path, margin
 
 @pytest.mark.parametrize("samples", [0, 1, 7, 8])
 def test_processes_cover_each_tile_once_in_equal_numbers(samples: int) -> None:
-    assert list(EqualSampler(samples)) == list(range(samples))
-    for processes in (2, 3):
-        samplers = [EqualSampler(samples, rank, processes) for rank in range(processes)]
+    assert list(EqualSampler(samples, 1)) == list(range(samples))
+    for processes, batch_size in product((1, 2, 3), (1, 2, 4)):
+        samplers = [EqualSampler(samples, batch_size, rank, processes) for rank in range(processes)]
         parts = [list(sampler) for sampler in samplers]
         assert len({len(part) for part in parts}) == 1
         assert [len(sampler) for sampler in samplers] == [len(part) for part in parts]
         assert sorted(n for part in parts for n in part if n >= 0) == list(range(samples))
-        assert sum(n < 0 for part in parts for n in part) < processes
+        assert sum(n < 0 for part in parts for n in part) < 2 * processes
+        assert batch_size == 1 or len(parts[0]) % batch_size != 1  # none is alone
 
 
 def test_a_sample_that_fills_up_a_batch_counts_nothing(tmp_path: Path) -> None:

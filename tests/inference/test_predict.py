@@ -11,68 +11,24 @@ import rasterio
 import torch
 from affine import Affine
 from PIL import Image
+from tiny import UNET, Array, make_card, make_network, pictures, predict_files, save
 
 from segline import checkpoints
 from segline.card import Card
+from segline.inference.ensemble import Ensemble, Member
 from segline.inference.network import build_network, on_arrays
-from segline.inference.predict import Tiling, choose_tiling, predict_files
+from segline.inference.plan import Tiling, choose_tiling
 from segline.inference.tiled import predict_tiles
 from segline.io.normalize import Normalize
 from segline.io.open import open_image
-from segline.io.source import Geometry, Window, whole
+from segline.io.source import whole
 from segline.models.attention_unet import AttentionUNet
 from segline.models.smp import SMP
 from segline.models.unet import UNet
 from segline.tiling import tiles
 
 RNG = np.random.default_rng(0)
-UNET = {"_target_": "segline.models.unet.UNet", "channels": [4, 6], "norm": "none"}
 PLACE = Affine(1.9, 0.4, 733000.0, 0.4, -1.9, 3725000.0)
-
-
-class Array:
-    """An array as a source."""
-
-    def __init__(self, values: np.ndarray) -> None:
-        self.path, self.values, self.shape = Path("array"), values, values.shape[1:]
-        self.num_bands, self.geometry = len(values), Geometry()
-
-    def read(self, window: Window) -> np.ndarray:
-        return self.values[(slice(None), *window)].copy()
-
-
-def make_card(num_bands: int, dims: int = 2, classes: int = 3, **fields: Any) -> Card:
-    plain: dict[str, Any] = {
-        "network": {**UNET, "in_channels": num_bands, "num_classes": classes, "spatial_dims": dims},
-        "labels": {"classes": {f"class_{k}": k for k in range(classes)}},
-        "normalize": {"scope": "dataset", "mean": [100.0] * num_bands, "std": [50.0] * num_bands},
-        "bands": None,
-        "spacing_mm": None,
-        "window": [48] * dims if dims == 2 else [24] * dims,
-        "margin": [12] * dims if dims == 2 else [10] * dims,
-        "trained_on": "tiny",
-    }
-    return Card(**{**plain, **fields})
-
-
-def make_network(card: Card) -> UNet:
-    """A network whose decision changes over an image."""
-    torch.manual_seed(0)
-    network = UNet(**{key: value for key, value in card.network.items() if key != "_target_"}).eval()
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
-    with torch.no_grad():  # each class wins somewhere
-        noise = torch.randn(1, card.network["in_channels"], *[24] * card.network["spatial_dims"])
-        logits = network(noise).transpose(0, 1).flatten(1)
-        network.head.weight /= logits.std(1).reshape(-1, *[1] * (network.head.weight.ndim - 1))
-        network.head.bias.copy_((network.head.bias - logits.mean(1)) / logits.std(1))
-    return network
-
-
-def save(path: Path, card: Card, network: torch.nn.Module) -> str:
-    weights = {f"network.{name}": w for name, w in network.state_dict().items()}
-    checkpoints.write({"card": card.to_dict(), "state_dict": weights}, path)
-    return str(path)
 
 
 def decide(card: Card, network: UNet, path: Path) -> np.ndarray:
@@ -152,12 +108,6 @@ def test_a_nifti_keeps_its_affine_and_axes(tmp_path: Path) -> None:
     )
     expected = decide(whole_card, network, tmp_path / "a.nii.gz")
     assert share(nib.as_closest_canonical(mask).get_fdata().transpose(2, 1, 0), expected) > 0.999
-
-
-def pictures(folder: Path, *names: str, bands: int = 3) -> None:
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB" if bands == 3 else "L", (9, 8)).save(folder / name)
 
 
 @pytest.fixture
@@ -246,7 +196,7 @@ def test_a_full_disk_ends_it_and_leaves_nothing_half_written(
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(ValueError, match=r"a\.png: the disk is full; the same command goes on"):
         predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"))
-    assert list((tmp_path / "out").iterdir()) == []
+    assert list((tmp_path / "out").glob("[!.]*")) == []
 
 
 # How tiles are put together
@@ -258,14 +208,14 @@ def test_exact_tiles_give_what_the_whole_image_would(make: type[torch.nn.Module]
     network = make(2, 3, channels=[4, 6, 8]).eval()
     card = make_card(2, window=[16, 16])
     call = on_arrays(network, torch.device("cpu"), "32-true")
-    tiling = choose_tiling(card, call, network.stride, "exact", None, None)
+    tiling = choose_tiling(Ensemble([Member(card, call, network.stride)]), "exact", None, None)
     image = RNG.normal(size=(2, 211, 175)).astype(np.float32)
     source = Array(image)
     normalize = Normalize("dataset", [0, 0], [1, 1])
 
     def difference(tiling: Tiling) -> float:
         logits = np.full((3, *source.shape), np.nan, np.float32)
-        for place, values in predict_tiles(call, source, normalize, None, **asdict(tiling)):
+        for place, values in predict_tiles(call, source, normalize, **asdict(tiling)):
             logits[(slice(None), *place)] = values
         return float(np.abs(logits - call(image[None])[0]).max())
 
@@ -282,12 +232,13 @@ def test_exact_tiles_of_a_network_of_smp_give_what_the_whole_image_would() -> No
     torch.manual_seed(0)
     network = SMP(3, 2, architecture="unet", encoder_name="resnet18").eval()
     call = on_arrays(network, torch.device("cpu"), "32-true")
-    tiling = choose_tiling(make_card(3, window=[64, 64]), call, network.stride, "exact", None, None)
+    member = Member(make_card(3, window=[64, 64]), call, network.stride)
+    tiling = choose_tiling(Ensemble([member]), "exact", None, None)
     assert all(255 <= margin <= 320 for margin in tiling.margin)
     image = RNG.normal(size=(3, 745, 790)).astype(np.float32)
     source, whole_logits = Array(image), call(image[None])[0]
     tiled = np.full_like(whole_logits, np.nan)
-    pieces = predict_tiles(call, source, Normalize("dataset", [0] * 3, [1] * 3), None, batch_size=1, **asdict(tiling))
+    pieces = predict_tiles(call, source, Normalize("dataset", [0] * 3, [1] * 3), batch_size=1, **asdict(tiling))
     for place, values in pieces:
         tiled[(slice(None), *place)] = values
     assert len(tiles(source.shape, tiling.window, tiling.margin, tiling.multiple)) > 1
@@ -298,7 +249,7 @@ def test_a_network_that_looks_at_everything_has_no_exact_tiles() -> None:
     network = UNet(1, 2, channels=[4, 6], norm="instance").eval()
     call = on_arrays(network, torch.device("cpu"), "32-true")
     with pytest.raises(ValueError, match=r"looks at more than 2048 pixels.*instance normalisation.*set blend=gaussian"):
-        choose_tiling(make_card(1), call, network.stride, "exact", None, None)
+        choose_tiling(Ensemble([Member(make_card(1), call, network.stride)]), "exact", None, None)
 
 
 @pytest.mark.parametrize(
@@ -315,12 +266,15 @@ def test_tiles_that_cannot_be_are_answered_with_what_can(how: dict[str, Any], sa
     network = UNet(1, 2, channels=[4, 6, 8]).eval()
     call = on_arrays(network, torch.device("cpu"), "32-true")
     with pytest.raises(ValueError, match=said):
-        choose_tiling(make_card(1), call, network.stride, **{"blend": "cores", "window": None, "overlap": None, **how})
+        choose_tiling(
+            Ensemble([Member(make_card(1), call, network.stride)]),
+            **{"blend": "cores", "window": None, "overlap": None, **how},
+        )
 
 
 def test_tiles_are_those_of_validation_unless_said_otherwise() -> None:
     def tiling(*how: Any) -> Tiling:
-        return choose_tiling(make_card(1), pytest.fail, None, *how)  # type: ignore[arg-type]
+        return choose_tiling(Ensemble([Member(make_card(1), lambda images: images)]), *how)
 
     assert tiling("cores", None, None) == Tiling([48, 48], [12, 12])
     assert tiling("cores", [96, 64], None) == Tiling([96, 64], [24, 16])

@@ -1,3 +1,5 @@
+from functools import partial
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,7 +28,7 @@ class Grid:
 
 def assemble(network: object, source: Grid, **how: object) -> np.ndarray:
     logits = np.full((2, *source.shape), np.nan, np.float32)
-    for core, part in predict_tiles(network, source, **{"normalize": NORMALIZE, "statistics": None, **how}):
+    for core, part in predict_tiles(network, source, **{"prepare": NORMALIZE, **how}):
         assert np.isnan(logits[(slice(None), *core)]).all()
         logits[(slice(None), *core)] = part
     return logits
@@ -57,15 +59,25 @@ def test_a_pointwise_network_gives_what_it_gives_on_the_whole(
     assert [call[0] for call in calls[:-1]] == [batch_size] * (len(calls) - 1)
 
 
-def test_a_part_is_covered_by_the_tiles_that_meet_it_and_no_others() -> None:
-    source, within = Grid(RNG.normal(size=(2, 40, 30))), (slice(11, 21), slice(0, 9))
-    how = {"normalize": NORMALIZE, "statistics": None, "window": (10, 10), "margin": (1, 1)}
-    every = [core for core, _ in predict_tiles(pointwise, source, **how)]
-    some = [core for core, _ in predict_tiles(pointwise, source, **how, within=within)]
-    touched = np.zeros(source.shape, bool)
-    touched[within] = True
-    assert some == [core for core in every if touched[core].any()]
-    assert 0 < len(some) < len(every)
+@pytest.mark.parametrize("profile", [None, "linear", "gaussian"])
+@pytest.mark.parametrize("within", [(slice(11, 21), slice(0, 9)), (slice(25, 40), slice(0, 30))])
+def test_a_part_is_what_it_is_of_the_whole_and_no_more_is_asked(profile: str | None, within: tuple[slice, ...]) -> None:
+    source, asked = Grid(RNG.normal(size=(2, 40, 30))), []
+
+    def network(images: np.ndarray) -> np.ndarray:
+        asked.append(len(images))
+        return pointwise(images) * np.arange(1, 11)  # so that it matters which tile a pixel lies in
+
+    how = {"window": (10, 10), "margin": (2, 2), "profile": profile}
+    expected = assemble(network, source, **how)
+    every = sum(asked)
+    asked.clear()
+    got = assemble(network, source, **how, within=within)
+    outside = np.ones(source.shape, bool)
+    outside[within] = False
+    assert np.isnan(got[:, outside]).all()
+    np.testing.assert_allclose(got[(slice(None), *within)], expected[(slice(None), *within)], rtol=1e-5)
+    assert sum(asked) <= every / 2
 
 
 @pytest.mark.parametrize(("margin", "equal"), [(3, True), (2, False)])
@@ -110,7 +122,7 @@ def test_of_tiles_without_data_the_network_is_not_asked() -> None:
         return pointwise(images)
 
     logits = assemble(network, source, window=[10, 10], margin=[0, 0], batch_size=3)
-    assert asked == [3, 1]
+    assert asked == [3, 2]  # the last one not alone
     assert np.isnan(logits[:, 10:]).all()
     assert np.isfinite(logits[:, :10]).all()
 
@@ -119,7 +131,7 @@ def test_no_more_is_read_ahead_than_is_soon_computed() -> None:
     source, reads = Grid(RNG.normal(size=(2, 100, 10))), []
     read = source.read
     source.read = lambda window: reads.append(window) or read(window)  # type: ignore[method-assign, func-returns-value]
-    pieces = predict_tiles(pointwise, source, NORMALIZE, None, [10, 10], [0, 0], batch_size=2)
+    pieces = predict_tiles(pointwise, source, NORMALIZE, [10, 10], [0, 0], batch_size=2)
     for number, _ in enumerate(pieces):
         assert len(reads) <= number + 2 + 3 * 2
 
@@ -129,8 +141,7 @@ def test_a_case_is_normalised_by_its_own_statistics() -> None:
     logits = assemble(
         lambda images: images,
         source,
-        normalize=Normalize("case"),
-        statistics=measure(source),
+        prepare=partial(Normalize("case"), statistics=measure(source)),
         window=[8, 8],
         margin=[1, 1],
     )

@@ -11,7 +11,8 @@ from affine import Affine
 from PIL import Image
 from rasterio.enums import ColorInterp
 
-from segline.io.open import BandsSource, open_image, open_mask, open_sink
+from segline.io.open import BandsSource, open_image, open_mask
+from segline.io.sinks import Layer, open_sink
 from segline.io.source import Source, whole
 from segline.labels import Labels
 
@@ -50,7 +51,7 @@ def halves(shape: tuple[int, ...]) -> list[tuple[slice, ...]]:
 
 
 def write(path: Path, like: Source, labels: Labels, mask: np.ndarray) -> None:
-    with open_sink(path, like, labels) as sink:
+    with open_sink(path, like, Layer.mask(labels)) as sink:
         for window in halves(like.shape):
             sink.write(window, mask[(..., *window)].astype(np.uint8))
         assert not path.exists()
@@ -182,7 +183,7 @@ def test_an_error_leaves_things_as_they_were(tmp_path: Path, name: str, labels: 
         path.write_text("old")
     first, _ = halves(image.shape)
     shape = [w.stop - w.start for w in first]
-    sink = open_sink(path, image, labels)
+    sink = open_sink(path, image, Layer.mask(labels))
     sink.write(first, np.ones(shape if labels.exclusive else [labels.num_classes, *shape], np.uint8))
     with pytest.raises(KeyboardInterrupt), sink:
         raise KeyboardInterrupt
@@ -203,7 +204,7 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_work(tmp_path: P
     image = make(tmp_path, "a.nii")
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
-        open_sink(tmp_path / "file" / "a.nii", image, LABELS)
+        open_sink(tmp_path / "file" / "a.nii", image, Layer.mask(LABELS))
 
 
 def test_names_with_dots_and_capitals_are_kept(tmp_path: Path) -> None:

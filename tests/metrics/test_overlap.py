@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn import metrics as sklearn_metrics
 
-from segline.metrics import overlap
+import segline
 from segline.config import build, compose
 from segline.labels import IGNORE_INDEX, Labels
 from segline.metrics.overlap import Overlap, score
@@ -233,7 +233,7 @@ dist.destroy_process_group()
 
 @pytest.mark.slow
 def test_two_real_processes_give_what_one_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(metrics.__file__).parents[1]))
+    monkeypatch.setenv("PYTHONPATH", str(Path(segline.__file__).parents[1]))
     rng = np.random.default_rng(0)
     pred, mask = rng.integers(0, 3, (7, 6, 6)), rng.choice([0, 1, 2, IGNORE_INDEX], (7, 6, 6))
     torch.save((torch.from_numpy(pred), torch.from_numpy(mask)), tmp_path / "samples.pt")

@@ -287,7 +287,9 @@ class SegmentationDataModule(pl.LightningDataModule):
     def _tiles(self, split: str) -> Loader:
         rank, processes = _place(self.trainer)
         dataset = TileWindows(self.reader(split), self.window, self.margin)
-        return make_loader(dataset, EqualSampler(len(dataset), rank, processes), self.batch_size, self.num_workers)
+        return make_loader(
+            dataset, EqualSampler(len(dataset), self.batch_size, rank, processes), self.batch_size, self.num_workers
+        )
 
 
 def _place(trainer: pl.Trainer | None) -> tuple[int, int]:

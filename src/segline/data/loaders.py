@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segline.io.image import keep_decoded
+from segline.memory import limit
 
 Loader = DataLoader[dict[str, Tensor]]
 #: More than feed one GPU; each of them keeps files open and batches in memory.
@@ -36,7 +36,7 @@ def make_loader(
     """Batches in the sampler's order."""
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     # A tenth for training's and validation's workers together, who inherit it.
-    keep_decoded(_memory() // 20 // (processes * max(num_workers, 1)))
+    keep_decoded(limit() // 20 // (processes * max(num_workers, 1)))
     workers: dict[str, Any] = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
     if num_workers:  # forked: they start at once with all that was opened and imported, and readers cannot be pickled
         workers |= {"multiprocessing_context": "fork", "worker_init_fn": _start_worker}
@@ -56,28 +56,6 @@ def spare_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torch's launcher
     return min(max(cores // processes - 1, 0), _MOST_WORKERS)
-
-
-def _memory() -> int:
-    """Bytes of memory there are: the machine's, or what its container or scheduler leaves of them."""
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return min([machine, *_memory_limits(Path("/"))])
-
-
-def _memory_limits(root: Path) -> list[int]:
-    """Bytes that the control groups of this process allow (Linux; version 1 and 2)."""
-    groups, limits = root / "proc/self/cgroup", []
-    for line in groups.read_text().splitlines() if groups.exists() else []:
-        _, controllers, path = line.split(":", 2)
-        if controllers in ("", "memory"):
-            top = root / "sys/fs/cgroup" / controllers
-            own = top / path.strip("/")
-            # A group is bound by those above it; within a container its path may be one that only the host knows.
-            for folder in (own, *own.parents):
-                if folder.is_relative_to(top):
-                    files = (folder / "memory.max", folder / "memory.limit_in_bytes")
-                    limits += [file.read_text().strip() for file in files if file.exists()]
-    return [int(limit) for limit in limits if limit.isdigit()]
 
 
 def _start_worker(_: int) -> None:

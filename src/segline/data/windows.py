@@ -198,13 +198,17 @@ class WindowSampler(Sampler[tuple[int, int]]):
 
 
 class EqualSampler(Sampler[int]):
-    """Every index once over all processes, each process the same number of them: filled up with -1."""
+    """Every index once over all processes, each process the same number of them: filled up with -1.
 
-    def __init__(self, num_samples: int, rank: int = 0, num_processes: int = 1) -> None:
-        self.num_samples, self.rank, self.num_processes = num_samples, rank, num_processes
+    No batch is one sample alone, unless all are: CPUs round its sums in another order, and the score would depend on how many there are.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, rank: int = 0, num_processes: int = 1) -> None:
+        self.num_samples, self.batch_size, self.rank, self.num_processes = num_samples, batch_size, rank, num_processes
 
     def __len__(self) -> int:
-        return -(-self.num_samples // self.num_processes)
+        own = -(-self.num_samples // self.num_processes)
+        return own + (own % self.batch_size == 1 < self.batch_size)
 
     def __iter__(self) -> Iterator[int]:
         for number in range(self.rank, len(self) * self.num_processes, self.num_processes):

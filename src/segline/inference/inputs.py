@@ -1,18 +1,29 @@
-"""Which files are predicted, where their masks go, and which of them the same command has done before."""
+"""Which files are predicted, and where what is made of them goes."""
 
 from __future__ import annotations
 
 import glob
-import json
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from segline.commit import committed
 from segline.io.image import FORMATS
 from segline.io.open import IMAGE_SUFFIXES
+from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
+
+#: Files, and where what is made of each of them goes: its `mask`, and extras.
+Jobs = dict[Path, dict[str, Path]]
+#: What can be made of a file besides its mask -> the ending of its name; None: as the mask's.
+EXTRAS: dict[str, str | None] = {
+    "probs": None,
+    "entropy": None,
+    "disagreement": None,
+    "overlay": ".png",
+    "gpkg": ".gpkg",
+    "geojson": ".geojson",
+}
 
 
 def find_inputs(pattern: str) -> list[Path]:
@@ -38,54 +49,48 @@ def find_inputs(pattern: str) -> list[Path]:
     return files
 
 
-def plan_outputs(files: Sequence[Path], folder: Path) -> dict[Path, Path]:
-    """Where the mask of each file goes: below `folder` as the files lie below the folder that they share.
+def plan_outputs(files: Sequence[Path], folder: Path, also: Sequence[str] = ()) -> Jobs:
+    """Where the mask of each file goes, and what else is made of it: below `folder` as the files lie below the folder that they share.
+
+    Args:
+        files: Images.
+        folder: Of the masks.
+        also: Names of `EXTRAS`.
+
+    Returns:
+        Of each file the paths by what they hold: `mask`, and the names of `also`.
 
     Raises:
-        ValueError: A mask would lie over an input or over another mask.
+        ValueError: An extra that does not exist, or a result that would lie over an input or over another result.
     """
+    if unknown := [name for name in also if name not in EXTRAS]:
+        raise ValueError(f"also names {unknown[0]!r}; expected some of {', '.join(EXTRAS)}")
     shared = os.path.commonpath([file.parent.resolve() for file in files])
-    jobs = {file: folder / file.resolve().relative_to(shared) for file in files}
-    # Photographs' masks are PNG files, whatever the photographs are.
-    jobs = {file: path.with_suffix(".png") if path.suffix.lower() in FORMATS else path for file, path in jobs.items()}
+    jobs = {}
+    for file in files:
+        path = folder / file.resolve().relative_to(shared)
+        jobs[file] = {"mask": _mask_path(path), **{name: _extra_path(path, name) for name in also}}
     inputs = {file.resolve() for file in jobs}
-    if any(path.resolve() in inputs or file.parent.resolve() == path.parent.resolve() for file, path in jobs.items()):
-        raise ValueError(
-            f"output={folder} is the folder of the input, whose files would be overwritten; name another folder"
-        )
-    if twice := [path for path, count in Counter(jobs.values()).items() if count > 1]:
-        both = " and ".join(str(file) for file, path in jobs.items() if path == twice[0])
-        raise ValueError(f"the masks of {both} would both be {twice[0]}; predict them into different folders")
+    for file, made in jobs.items():
+        if made["mask"].parent.resolve() == file.parent.resolve() or any(p.resolve() in inputs for p in made.values()):
+            raise ValueError(
+                f"output={folder} is the folder of the input, whose files would be overwritten; name another folder"
+            )
+    counted = Counter(path for made in jobs.values() for path in made.values())
+    if twice := [path for path, count in counted.items() if count > 1]:
+        both = " and ".join(str(file) for file, made in jobs.items() if twice[0] in made.values())
+        raise ValueError(f"what is made of {both} would both be {twice[0]}; predict them into different folders")
     return jobs
 
 
-class Journal:
-    """What was predicted into a folder by one checkpoint with one set of settings: the same command again goes on after it.
-
-    Args:
-        folder: Where the masks go.
-        settings: Plain data that the masks depend on; with others all files are predicted anew.
-    """
-
-    def __init__(self, folder: Path, settings: dict[str, Any]) -> None:
-        self._path, self._settings = folder / ".predicted.json", json.loads(json.dumps(settings))
-        self._done: dict[str, list[int]] = {}
-        if self._path.is_file():
-            kept = json.loads(self._path.read_text())
-            if kept["settings"] == self._settings:
-                self._done = kept["done"]
-
-    def done(self, file: Path, mask: Path) -> bool:
-        """Whether the mask of a file, as it is now, is there."""
-        return mask.is_file() and self._done.get(str(file.resolve())) == _state(file)
-
-    def add(self, file: Path) -> None:
-        """Note that the mask of a file is whole."""
-        self._done[str(file.resolve())] = _state(file)
-        with committed(self._path) as temporary:
-            temporary.write_text(json.dumps({"settings": self._settings, "done": self._done}))
+def _mask_path(path: Path) -> Path:
+    # Photographs' masks are PNG files, whatever the photographs are.
+    return path.with_suffix(".png") if path.suffix.lower() in FORMATS else path
 
 
-def _state(file: Path) -> list[int]:
-    found = file.stat()
-    return [found.st_size, found.st_mtime_ns]
+def _extra_path(path: Path, name: str) -> Path:
+    """`scene.tif` -> `scene_probs.tif`, `scene_overlay.png`, `scene.gpkg`; of photographs measures are TIFF files."""
+    suffix = next(s for s in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s))
+    stem, suffix = path.name[: -len(suffix)], path.name[-len(suffix) :]
+    ending = EXTRAS[name] or (RASTER_SUFFIXES[0] if suffix.lower() in FORMATS else suffix)
+    return path.with_name(f"{stem}{ending}" if name in ("gpkg", "geojson") else f"{stem}_{name}{ending}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,64 @@ import torch
 from numpy.typing import NDArray
 
 from segline.card import Card
+from segline.checkpoints import read_network
+from segline.inference.ensemble import Member
 from segline.inference.tiled import Network
+from segline.labels import Labels
 from segline.precision import autocast, memory_format
+
+
+def open_checkpoint(
+    path: Path, device: str, precision: str | None, temperature: float, dropout: bool, trust: Sequence[str]
+) -> Member:
+    """The trained network of a checkpoint, on its device.
+
+    Args:
+        path: Of a file.
+        device: `cpu`, `cuda`, or `auto`.
+        precision: Lightning's name of it; None: that of the card.
+        temperature: Divides the logits.
+        dropout: Leave dropout at work, so that every call gives another answer.
+        trust: Packages besides segline's own whose networks the checkpoint may name.
+
+    Raises:
+        ValueError: The checkpoint is not what it should be, or there is no such device.
+    """
+    card, weights = read_network(path)
+    labels = Labels(**card.labels)
+    network, place = build_network(card, trust), _device(device)
+    try:
+        network.load_state_dict(weights)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: the checkpoint's weights do not fit the network of its card ({error})") from error
+    network = network.to(memory_format=memory_format(2 + len(card.window))).to(place).eval()
+    if dropout:
+        _leave_dropout(network, path)
+
+    def finish(logits: Any) -> Any:
+        return labels.probs(logits if temperature == 1 else logits / temperature)
+
+    call = on_arrays(network, place, precision or card.precision, finish)
+    return Member(card, call, getattr(network, "stride", None), place.type)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device is {name}, but torch {torch.__version__} sees no GPU here; set device=cpu")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device is {name!r}; expected auto, cpu, cuda, or cuda:1 for the second GPU") from error
+
+
+def _leave_dropout(network: torch.nn.Module, path: Path) -> None:
+    found = [module for module in network.modules() if isinstance(module, torch.nn.modules.dropout._DropoutNd)]
+    if not any(module.p for module in found):
+        raise ValueError(f"{path}: its network has no dropout; train with model.dropout=0.2, or set dropout_passes=1")
+    for module in found:
+        module.train()
 
 
 def build_network(card: Card, trust: Sequence[str] = ()) -> torch.nn.Module:
@@ -68,4 +125,17 @@ def on_arrays(
         said: NDArray[np.float32] = (logits if finish is None else finish(logits)).cpu().numpy()
         return said
 
-    return call
+    def in_parts(images: NDArray[np.float32]) -> NDArray[np.float32]:
+        """What does not fit the GPU at once is computed by halves."""
+        try:
+            return call(images)
+        except torch.OutOfMemoryError as error:
+            if len(images) == 1:
+                size = list(images.shape[2:])
+                raise ValueError(
+                    f"a window of {size} does not fit the GPU's memory; set a smaller window, or device=cpu"
+                ) from error
+        torch.cuda.empty_cache()
+        return np.concatenate([in_parts(half) for half in np.array_split(images, 2)])
+
+    return in_parts

@@ -1,4 +1,4 @@
-"""Open images, masks and sinks by what their files are."""
+"""Open images and masks by what their files are."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from segline.io.image import FORMATS, ImageSource
 from segline.io.masks import EncodedMask, ObjectsMask, raw_mask, volume_mask
 from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.io.raster import RasterSource
-from segline.io.sinks import PictureSink, RasterSink, Sink, VolumeSink
 from segline.io.source import Geometry, MaskSource, Source, Window, say_size
 from segline.io.vectors import Burn
 from segline.io.volume import SUFFIXES as VOLUME_SUFFIXES
@@ -103,16 +102,6 @@ def open_mask(
             raise ValueError(f"there is no file {path}")
     raw = raw_mask(paths, labels, like, burn, lambda path: volume_mask(path, spacing_mm), objects)
     return (ObjectsMask if objects else EncodedMask)(paths[0], raw, labels)
-
-
-def open_sink(path: Path, like: Source, labels: Labels) -> Sink:
-    """Where the mask of an image goes: the format of the image's own file."""
-    source = like.sources[0] if isinstance(like, BandsSource) else like
-    if isinstance(source, RasterSource):
-        return RasterSink(path, source, labels)
-    if isinstance(source, VolumeSource):
-        return VolumeSink(path, source, labels)
-    return PictureSink(path, source, labels)
 
 
 def compare(image: Source | MaskSource, mask: Source | MaskSource) -> list[str]:

@@ -1,12 +1,16 @@
-"""Masks written in the format, grid and coordinate system of the files they are of; whole under their names, or not at all."""
+"""Masks and measures written in the format, grid and coordinate system of their images; whole under their names, or not at all."""
 
 from __future__ import annotations
 
-import sys
+import os
 import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import nibabel as nib
 import numpy as np
@@ -16,40 +20,81 @@ from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window as RasterWindow
 
-from segline.commit import committed, temporary_path
+from segline.commit import committed
 from segline.io.raster import ENVIRONMENT, RasterSource
 from segline.io.source import Source, Window
 from segline.io.volume import VolumeSource, to_native
 from segline.labels import IGNORE_INDEX, Labels
 
-
-class Sink(Protocol):
-    """Takes a mask window by window; a context that leaves the file on a clean exit and nothing on an error."""
-
-    def write(self, window: Window, mask: NDArray[np.uint8]) -> None:
-        """Take the mask of a window: `[*window]`, or `[K, *window]` for overlapping labels."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
+#: Edge of the blocks that a TIFF is written in.
+_BLOCK = 256
 
 
-class _Committed:
-    """A file that is written beside its name and renamed at the end."""
+@dataclass(frozen=True)
+class Layer:
+    """What is written of an image: planes of ids, or of real numbers.
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._commit = path, committed(path)
-        self.temporary = self._commit.__enter__()
-        self.temporary.touch()  # now, not after hours: whether the folder can be written to
+    Args:
+        names: Of the classes, or of the planes of real numbers.
+        labels: Of masks; None for real numbers, of which nan is no data.
+    """
 
-    def finish(self) -> None:
-        """Complete the temporary file."""
+    names: tuple[str, ...]
+    labels: Labels | None = None
 
-    def abandon(self) -> None:
-        """Let go of the temporary file."""
+    @classmethod
+    def mask(cls, labels: Labels) -> Layer:
+        """The layer of a decision."""
+        return cls(labels.names, labels)
+
+    @property
+    def num_planes(self) -> int:
+        """How many arrays `[*S]` there are."""
+        return len(self.names) if self.labels is None else self.labels.num_planes
+
+    @property
+    def dtype(self) -> type[np.uint8] | type[np.float32]:
+        """Type of the values."""
+        return np.float32 if self.labels is None else np.uint8
+
+    @property
+    def nodata(self) -> float:
+        """Value of pixels without data."""
+        return np.nan if self.labels is None else IGNORE_INDEX
+
+
+#: Writes planes `[P, *S]`, which may be larger than the memory, to a file.
+_Save = Callable[[NDArray[Any], Path], None]
+
+
+class Sink:
+    """Takes a layer window by window, on disk, and turns it into a file on a clean exit; the last one to write a pixel wins.
+
+    What was written lies in a hidden file beside the target until then. With `keep` it stays there on an error or a kill, and the next
+    sink of the same target and layer goes on with it; else an error leaves nothing.
+
+    Raises:
+        OSError: The folder cannot be written to.
+    """
+
+    def __init__(self, path: Path, shape: Sequence[int], layer: Layer, save: _Save, keep: bool = False) -> None:
+        self.path, self.layer, self._save, self._keep = path, layer, save, keep
+        self._shape = (layer.num_planes, *shape)
+        self._scratch = _scratch_of(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        size = int(np.prod(self._shape)) * np.dtype(layer.dtype).itemsize
+        #: Whether what an earlier sink wrote is there.
+        self.goes_on = keep and self._scratch.exists() and self._scratch.stat().st_size == size
+        if not self.goes_on:
+            _reserve(self._scratch, size)
+
+    def write(self, window: Window, values: NDArray[Any]) -> None:
+        """Take the values of a window: `[*window]` or `[P, *window]`."""
+        self._map("r+")[(slice(None), *window)] = values
+
+    def _map(self, mode: Any) -> NDArray[Any]:
+        # Mapped for one use alone: pages of a lasting map would count as this process's memory.
+        return np.memmap(self._scratch, self.layer.dtype, mode, shape=self._shape)
 
     def __enter__(self) -> Self:
         return self
@@ -59,116 +104,133 @@ class _Committed:
     ) -> None:
         try:
             if kind is None:
-                self.finish()
-            else:
-                self.abandon()
+                with committed(self.path) as temporary:
+                    self._save(self._map("r"), temporary)
         except BaseException:
-            self._commit.__exit__(*sys.exc_info())
+            if not self._keep:
+                discard(self.path)
             raise
-        self._commit.__exit__(kind, error, trace)
+        if kind is None or not self._keep:
+            discard(self.path)
 
 
-class RasterSink(_Committed):
-    """Tiled, compressed TIFF, with the CRS, transform, colours and class names; one band, or one for each overlapping class."""
-
-    def __init__(self, path: Path, like: RasterSource, labels: Labels) -> None:
-        super().__init__(path)
-        (height, width), source = like.shape, like.dataset
-        profile: dict[str, Any] = {
-            "driver": "GTiff",
-            "height": height,
-            "width": width,
-            "count": labels.num_planes,
-            "dtype": "uint8",
-            "compress": "deflate",
-            "BIGTIFF": "IF_SAFER",
-        }
-        if like.geometry.affine is not None:
-            profile |= {"transform": source.transform}
-        if height >= 256 and width >= 256:
-            profile |= {"tiled": True, "blockxsize": 256, "blockysize": 256}
-        with rasterio.Env(**ENVIRONMENT), warnings.catch_warnings():
-            warnings.simplefilter("ignore", NotGeoreferencedWarning)
-            self._file = rasterio.open(self.temporary, "w", crs=source.crs, nodata=IGNORE_INDEX, **profile)
-            if labels.num_planes == 1:
-                self._file.write_colormap(1, {k: tuple(map(int, color)) for k, color in enumerate(labels.id_palette)})
-            self._file.update_tags(CLASSES=",".join(labels.names))
-
-    def write(self, window: Window, mask: NDArray[np.uint8]) -> None:
-        """Take the mask of a window."""
-        rows, columns = window
-        place = RasterWindow(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
-        self._file.write(mask if mask.ndim == 3 else mask[None], window=place)
-
-    def finish(self) -> None:
-        """Complete the file."""
-        self._file.close()
-
-    abandon = finish
+def _scratch_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.partial")
 
 
-class VolumeSink(_Committed):
-    """NIfTI of uint8 on the input's own grid, axes and affine; a fourth axis holds overlapping classes, if there are several."""
+def discard(path: Path) -> None:
+    """Let go of what a sink of this path has kept."""
+    _scratch_of(path).unlink(missing_ok=True)
 
-    def __init__(self, path: Path, like: VolumeSource, labels: Labels) -> None:
-        super().__init__(path)
-        self._like, self._shape = like, (labels.num_planes, *like.shape)
-        self._scratch = temporary_path(path.with_suffix(".scratch"))
-        np.memmap(self._scratch, np.uint8, "w+", shape=self._shape)
 
-    def write(self, window: Window, mask: NDArray[np.uint8]) -> None:
-        """Take the mask of a window."""
-        # Mapped for this window alone: pages of a lasting map would count as this process's memory.
-        np.memmap(self._scratch, np.uint8, "r+", shape=self._shape)[(slice(None), *window)] = mask
+def is_whole(path: Path) -> bool:
+    """Whether the file is there, and no sink has anything more to write to it."""
+    return path.exists() and not _scratch_of(path).exists()
 
-    def abandon(self) -> None:
-        """Let go of the scratch file."""
-        self._scratch.unlink(missing_ok=True)
 
-    def finish(self) -> None:
-        """Bring the mask back to the file's grid and write it."""
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of zeros, all of its place on the disk taken: a full disk is said now, not after hours."""
+    with path.open("wb") as file:
         try:
-            self._finish()
-        finally:
-            self.abandon()
-
-    def _finish(self) -> None:
-        native = [to_native(mask, self._like) for mask in np.memmap(self._scratch, np.uint8, "r", shape=self._shape)]
-        image = native[0][1]
-        header = image.header.copy()
-        header.set_data_dtype(np.uint8)
-        header.set_slope_inter(1, 0)
-        header["cal_min"] = header["cal_max"] = 0  # the image's range of display would show the mask black
-        values = native[0][0] if len(native) == 1 else np.stack([mask for mask, _ in native], -1)
-        nib.save(type(image)(values.astype(np.uint8, copy=False), image.affine, header), self.temporary)
+            file.truncate(size)
+            if hasattr(os, "posix_fallocate"):  # elsewhere a file of holes
+                os.posix_fallocate(file.fileno(), 0, size)
+        except OSError:
+            path.unlink()
+            raise
 
 
-class PictureSink(_Committed):
-    """PNG with a palette; overlapping classes are one file each, `<name>_<class>.png`, if there are several."""
+def save_raster(planes: NDArray[Any], path: Path, like: RasterSource, layer: Layer) -> None:
+    """Tiled, compressed TIFF with the CRS, transform, colours and class names; a band a plane."""
+    transform = None if like.geometry.affine is None else like.dataset.transform
+    _save_tiff(planes, path, layer, like.dataset.crs, transform)
 
-    def __init__(self, path: Path, like: Source, labels: Labels) -> None:
-        super().__init__(path.with_suffix(".png"))
-        self._labels = labels
-        self._mask = np.zeros((labels.num_planes, *like.shape), np.uint8)
 
-    def write(self, window: Window, mask: NDArray[np.uint8]) -> None:
-        """Take the mask of a window."""
-        self._mask[(slice(None), *window)] = mask
+def save_plain_tiff(planes: NDArray[Any], path: Path, layer: Layer) -> None:
+    """Tiled, compressed TIFF that lies nowhere: of a photograph's measures, for which PNG has no type."""
+    _save_tiff(planes, path, layer, None, None)
 
-    def finish(self) -> None:
-        """Write the picture, or one picture a class."""
-        labels = self._labels
-        if labels.num_planes == 1:
-            _save_palette(self._mask[0], labels.id_palette, self.temporary)
-            return
+
+def _save_tiff(planes: NDArray[Any], path: Path, layer: Layer, crs: Any, transform: Any) -> None:
+    count, height, width = planes.shape
+    profile: dict[str, Any] = {
+        "driver": "GTiff",
+        "height": height,
+        "width": width,
+        "count": count,
+        "dtype": np.dtype(layer.dtype).name,
+        "nodata": layer.nodata,
+        "compress": "deflate",
+        "predictor": 1 if layer.labels else 3,  # of real numbers the bytes alone would hardly shrink
+        "BIGTIFF": "IF_SAFER",
+        "NUM_THREADS": "ALL_CPUS",
+    }
+    if transform is not None:
+        profile |= {"transform": transform}
+    if height >= _BLOCK and width >= _BLOCK:
+        profile |= {"tiled": True, "blockxsize": _BLOCK, "blockysize": _BLOCK}
+    with rasterio.Env(**ENVIRONMENT), warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path, "w", crs=crs, **profile) as file:
+            if layer.labels and count == 1:
+                palette = enumerate(layer.labels.id_palette)
+                file.write_colormap(1, {k: tuple(map(int, color)) for k, color in palette})
+            file.update_tags(CLASSES=",".join(layer.names))
+            for band, name in enumerate(layer.names if count == len(layer.names) else (), 1):
+                file.set_band_description(band, name)
+            for rows, columns in _blocks(height, width):
+                place = RasterWindow(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+                file.write(np.asarray(planes[:, rows, columns]), window=place)
+
+
+def _blocks(height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Windows of whole blocks, a few megabytes each."""
+    edge = 8 * _BLOCK
+    for row, column in product(range(0, height, edge), range(0, width, edge)):
+        yield slice(row, min(row + edge, height)), slice(column, min(column + edge, width))
+
+
+def save_volume(planes: NDArray[Any], path: Path, like: VolumeSource, layer: Layer) -> None:
+    """NIfTI on the input's own grid, axes and affine; several planes lie along a fourth axis."""
+    order = 1 if layer.labels is None else 0
+    native = [to_native(plane, like, order) for plane in planes]
+    image = native[0][1]
+    header = image.header.copy()
+    header.set_data_dtype(layer.dtype)
+    header.set_slope_inter(1, 0)
+    header["cal_min"] = header["cal_max"] = 0  # the image's range of display would show the mask black
+    values = native[0][0] if len(native) == 1 else np.stack([plane for plane, _ in native], -1)
+    nib.save(type(image)(values.astype(layer.dtype, copy=False), image.affine, header), path)
+
+
+def save_picture(planes: NDArray[Any], path: Path, target: Path, labels: Labels) -> None:
+    """PNG with a palette; of several overlapping classes each is a file of its own, too: `<target>_<class>.png`."""
+    if len(planes) > 1:
         for k, name in enumerate(labels.names):
-            with committed(self.path.with_stem(f"{self.path.stem}_{name.replace('/', '-')}")) as temporary:
-                _save_palette(self._mask[k], labels.id_palette[[0, k + 1]], temporary)
-        # The plain name shows all classes at once: the last one wins where they overlap.
-        _save_palette(labels.as_ids(self._mask), labels.id_palette, self.temporary)
+            with committed(target.with_stem(f"{target.stem}_{name.replace('/', '-')}")) as temporary:
+                _save_palette(planes[k], labels.id_palette[[0, k + 1]], temporary)
+    # The plain name shows all classes at once: the last one wins where they overlap.
+    _save_palette(planes[0] if len(planes) == 1 else labels.as_ids(planes), labels.id_palette, path)
 
 
 def _save_palette(mask: NDArray[np.uint8], palette: NDArray[Any], path: Path) -> None:
-    image = Image.fromarray(mask)
+    image = Image.fromarray(np.asarray(mask))
     image.putpalette(palette.astype(np.uint8).tobytes())
     image.save(path, format="PNG")
+
+
+def open_sink(path: Path, like: Source, layer: Layer, keep: bool = False) -> Sink:
+    """Where a layer of an image goes: the format of the image's own file, of photographs PNG for masks and TIFF for measures."""
+    like = getattr(like, "sources", [like])[0]  # stacked bands lie as the first of them
+    save: _Save
+    if isinstance(like, RasterSource):
+        save = partial(save_raster, like=like, layer=layer)
+    elif isinstance(like, VolumeSource):
+        save = partial(save_volume, like=like, layer=layer)
+    elif layer.labels is not None:
+        path = path.with_suffix(".png")
+        save = partial(save_picture, target=path, labels=layer.labels)
+    else:
+        path = path.with_suffix(".tif")
+        save = partial(save_plain_tiff, layer=layer)
+    return Sink(path, like.shape, layer, save, keep)

@@ -152,9 +152,12 @@ def resample(values: NDArray[Any], shape: Sequence[int], order: int) -> NDArray[
     return resampled
 
 
-def to_native(mask: NDArray[Any], like: VolumeFile) -> tuple[NDArray[Any], Any]:
-    """Bring a mask `(D, H, W)` on `like`'s grid back to its file's own grid and axes; with the file's image object."""
+def to_native(values: NDArray[Any], like: VolumeFile, order: int) -> tuple[NDArray[Any], Any]:
+    """Bring values `(D, H, W)` on `like`'s grid back to its file's own grid and axes; with the file's image object.
+
+    `order` is that of the interpolation: 0 for masks.
+    """
     image = load(like.path)
-    native = resample(mask, like.native_shape, 0).transpose(2, 1, 0)
+    native = resample(values, like.native_shape, order).transpose(2, 1, 0)
     back = nib.orientations.ornt_transform(nib.orientations.axcodes2ornt("RAS"), io_orientation(image.affine))
     return nib.orientations.apply_orientation(native, back), image

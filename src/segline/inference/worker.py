@@ -1,0 +1,278 @@
+"""One process's share of a prediction: networks opened once, and files read, computed and written as a stream."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import sys
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from segline.card import Card
+from segline.inference.ensemble import Ensemble, views_of
+from segline.inference.inputs import Jobs, find_inputs, plan_outputs
+from segline.inference.journal import Claim, Journal
+from segline.inference.members import locate_all, open_member, read_card
+from segline.inference.plan import choose_batch_size, choose_tiling
+from segline.inference.tiled import predict_tiles
+from segline.io.open import open_image
+from segline.io.sinks import Layer, Sink, discard, is_whole, open_sink
+from segline.io.source import Source, Window
+from segline.labels import IGNORE_INDEX, Labels
+from segline.memory import keep_freed
+from segline.tiling import tiles
+
+#: Pieces of a mask that wait to be written while the network computes.
+_WAITING = 4
+#: Planes of real numbers that can be written besides the mask.
+_MEASURES = ("probs", "entropy", "disagreement")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What `predict_files` is asked for; all that the masks depend on, but for the checkpoints' contents.
+
+    Args:
+        checkpoint: A run, a `.ckpt` or an `.onnx` file, or several of them, whose probabilities are averaged.
+        also: What is made besides masks: names of `segline.inference.inputs.EXTRAS`.
+        blend: `cores` (each tile's inside, as in validation), `linear` or `gaussian` (weighted means of overlapping tiles), or `exact`
+            (in float32 what the network would say to the whole image at once).
+        window: Size of a tile, `*S`; None: that of training, or as much of it as fits the memory, and for `exact` one that is large
+            enough.
+        overlap: Share of a window that the next one overlaps; None: that of validation, and for means one half.
+        batch_size: Tiles a call of the network; None: as many as fit the memory, up to a few.
+        tta: Views that are averaged besides the image itself: `flips`, `turns`, and scales.
+        dropout_passes: How often each network is asked with dropout at work; 1: once, without.
+        calibrated: Use the temperature and the thresholds that evaluation has fitted and left beside the checkpoint.
+        cog: Write rasters as Cloud Optimised GeoTIFFs.
+        device: `cpu`, `cuda`, or `auto`.
+        precision: Lightning's name of it; None: that of training.
+        trust: Packages besides segline's own whose networks the checkpoint may name.
+    """
+
+    checkpoint: str | Sequence[str]
+    also: Sequence[str] = ()
+    blend: str = "cores"
+    window: Sequence[int] | None = None
+    overlap: float | None = None
+    batch_size: int | None = None
+    tta: Sequence[str | float] = ()
+    dropout_passes: int = 1
+    calibrated: bool = False
+    cog: bool = False
+    device: str = "auto"
+    precision: str | None = None
+    trust: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for name, value in (("dropout_passes", self.dropout_passes), ("batch_size", self.batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; expected 1 or more")
+
+
+class Worker:
+    """One process's share: opens the networks once, and predicts files that no other process holds.
+
+    Args:
+        paths: Of the checkpoints.
+        settings: How.
+        journal: Of the folder of masks.
+        quiet: Show no progress.
+
+    Raises:
+        ValueError: The networks cannot do what is asked for.
+    """
+
+    def __init__(self, paths: Sequence[Path], settings: Settings, journal: Journal, quiet: bool = False) -> None:
+        keep_freed()
+        self.settings, self.journal, self.quiet = settings, journal, quiet
+        device = settings.device
+        if device == "auto" and "LOCAL_RANK" in os.environ:
+            device = _own_gpu(int(os.environ["LOCAL_RANK"]))
+        exact, passes = settings.blend == "exact", settings.dropout_passes
+        views = views_of(settings.tta, len(read_card(paths[0]).window))
+        if exact and len(views) > 1:
+            raise ValueError(
+                "blend=exact is what the network says to the image as it is; leave tta out, or set blend=gaussian"
+            )
+        members = [
+            open_member(
+                path,
+                device=device,
+                precision="32-true" if exact else settings.precision,
+                dropout=passes > 1,
+                trust=settings.trust,
+            )
+            for path in paths
+        ]
+        spread = "disagreement" in settings.also
+        self.ensemble = Ensemble(members, views, passes, spread)
+        if spread and self.ensemble.num_predictions == 1:
+            raise ValueError(
+                "disagreement is that of several predictions; set tta=[flips], dropout_passes=10, or name checkpoints"
+            )
+        self.card, self.labels = self.ensemble.card, self.ensemble.labels
+        self.tiling = choose_tiling(self.ensemble, settings.blend, settings.window, settings.overlap)
+        self.batch_size = settings.batch_size or choose_batch_size(self.ensemble, self.tiling.window)
+
+    def work(self, jobs: Jobs) -> None:
+        """Predict what of some files is not done and not held by another process."""
+        left = [file for file, made in jobs.items() if not self.journal.done(file, list(made.values()))]
+        key = hashlib.sha256(json.dumps([self.journal.settings, asdict(self.tiling)]).encode()).hexdigest()
+        # Of several processes the one that has started them shows how far they are.
+        for file in tqdm(left, unit="file", desc="predict", disable=self.quiet or len(left) <= 1):
+            made = jobs[file]
+            claim = Claim(made["mask"], key)
+            if not claim.take():
+                continue
+            finished = False
+            try:
+                # Another process may have been through with it a moment ago.
+                if self.journal.fault(file) is None and not self.journal.done(file, list(made.values())):
+                    self._try(file, made, claim)
+                finished = True
+            finally:
+                claim.release(finished)
+
+    def _try(self, file: Path, made: dict[str, Path], claim: Claim) -> None:
+        try:
+            self._predict(file, made, claim)
+        except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise ValueError(
+                    f"{made['mask']}: the disk is full; the same command goes on with it when there is room"
+                ) from error
+            for name in self._layers(made):  # the next attempt starts afresh
+                discard(made[name])
+            self.journal.add(file, str(error))
+        else:
+            self.journal.add(file)
+
+    def _predict(self, file: Path, made: dict[str, Path], claim: Claim) -> None:
+        source = open_for(file, self.card)
+        layers = self._layers(made)
+        with ExitStack() as stack:
+            computed = claim.rows >= source.shape[0]
+            # A kill may have come when some files were whole already.
+            sinks = {
+                name: open_sink(made[name], source, layer, keep=True)
+                for name, layer in layers.items()
+                if not (computed and is_whole(made[name]))
+            }
+            for sink in sinks.values():
+                stack.enter_context(sink)
+            if not (computed and all(sink.goes_on for sink in sinks.values())):
+                self._fill(source, sinks, claim, made["mask"].name)
+        finish(made, source, self.labels, self.settings.cog)
+
+    def _layers(self, made: dict[str, Path]) -> dict[str, Layer]:
+        planes = {"probs": self.labels.names, "entropy": ("entropy",), "disagreement": ("disagreement",)}
+        measures = {name: Layer(planes[name]) for name in _MEASURES if name in made}
+        return {"mask": Layer.mask(self.labels), **measures}
+
+    def _fill(self, source: Source, sinks: dict[str, Sink], claim: Claim, name: str) -> None:
+        """Read, compute probabilities and write as a stream, each at the same time as the others."""
+        start = claim.rows if all(sink.goes_on for sink in sinks.values()) else 0
+        claim.reach(start)
+        rest = (slice(start, source.shape[0]), *(slice(0, size) for size in source.shape[1:]))
+        pieces = predict_tiles(
+            self.ensemble,
+            source,
+            self.ensemble.prepare(source),
+            batch_size=self.batch_size,
+            within=rest,
+            **asdict(self.tiling),
+        )
+        grid = tiles(source.shape, self.tiling.window, self.tiling.margin, self.tiling.multiple)
+        total = sum(tile.core[0].stop > start for tile in grid)
+
+        def write(place: Window, values: NDArray[np.float32]) -> None:
+            if place[0].start > claim.rows:  # all before is written: pieces come row by row
+                claim.reach(place[0].start)
+            for layer, planes in self._planes(values, sinks).items():
+                sinks[layer].write(place, planes)
+
+        with ThreadPoolExecutor(1, "write") as writer:
+            waiting: deque[Future[None]] = deque()
+            for place, values in tqdm(
+                pieces, unit="tile", desc=name, delay=2, leave=False, total=total, disable=self.quiet
+            ):
+                waiting.append(writer.submit(write, place, values))
+                if len(waiting) > _WAITING:
+                    waiting.popleft().result()
+            for written in waiting:
+                written.result()
+        claim.reach(source.shape[0])
+
+    def _planes(self, values: NDArray[np.float32], wanted: dict[str, Sink]) -> dict[str, NDArray[Any]]:
+        """What is written of a piece `[K, *piece]` of probabilities, with the mean entropy of single predictions behind them."""
+        probs = values[: self.labels.num_classes]
+        mask = self.labels.decide(probs[None])[0].astype(np.uint8)
+        mask[..., np.isnan(probs).all(0)] = IGNORE_INDEX  # no data in, no data out
+        planes: dict[str, NDArray[Any]] = {"mask": mask, "probs": probs}
+        if {"entropy", "disagreement"} & set(wanted):
+            planes["entropy"] = unsure = self.labels.entropy(probs[None])
+            planes["disagreement"] = np.maximum(unsure - values[-1:], 0)
+        return {name: planes[name] for name in wanted}
+
+
+def open_for(file: Path, card: Card) -> Source:
+    """An image as the network of a card takes it.
+
+    Raises:
+        ValueError: The file cannot be read, or is of another kind than the network was trained on.
+    """
+    source = open_image([file], bands=card.bands, spacing_mm=card.spacing_mm)
+    channels = card.network.get("in_channels", source.num_bands)  # a network of the user's may go by another name
+    data = f" ({card.trained_on})" if card.trained_on else ""
+    if len(source.shape) != len(card.window):
+        raise ValueError(
+            f"{file} has {len(source.shape)} dimensions, but the network was trained on {len(card.window)}{data}"
+        )
+    if source.num_bands != channels:
+        raise ValueError(f"{file} has {source.num_bands} bands, but the network was trained on {channels}{data}")
+    return source
+
+
+def finish(made: dict[str, Path], source: Source, labels: Labels, cog: bool) -> None:
+    """Make of a mask that is whole what is made of whole masks."""
+
+
+def _own_gpu(rank: int) -> str:
+    """The GPU of a process, if there are any."""
+    import torch
+
+    count = torch.cuda.device_count()
+    return f"cuda:{rank % count}" if count else "cpu"
+
+
+def digest(path: Path) -> str:
+    """By which a checkpoint is known to be the same."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def main(request: str) -> None:
+    """A process that `predict_files` has started: do a share of the files, without a word at the end."""
+    asked = json.loads(request)
+    settings = Settings(**asked["settings"])
+    paths = locate_all(settings.checkpoint)
+    jobs = plan_outputs(find_inputs(asked["input"]), Path(asked["output"]), settings.also)
+    digests = [digest(path) for path in paths]
+    journal = Journal(Path(asked["output"]), {**asdict(settings), "checkpoint": digests}, asked["since"])
+    Worker(paths, settings, journal, quiet=True).work(jobs)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

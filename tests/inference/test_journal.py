@@ -1,0 +1,88 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from segline.inference.journal import JOURNAL, Claim, Journal
+
+SETTINGS = {"blend": "cores"}
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "a.png"
+    path.write_text("pixels")
+    return path
+
+
+def test_what_one_process_has_done_the_others_know(tmp_path: Path, file: Path) -> None:
+    first, second = Journal(tmp_path, SETTINGS), Journal(tmp_path, SETTINGS)
+    mask = tmp_path / "a.png"
+    assert not second.done(file, [mask])
+    first.add(file)
+    assert not second.done(file, [mask])  # noted, but the mask is gone
+    mask.write_text("")
+    assert second.done(file, [mask])
+    assert not Journal(tmp_path, {"blend": "linear"}).done(file, [mask])
+    file.write_text("other pixels")
+    assert not second.done(file, [mask])
+
+
+def test_faults_are_kept_until_the_file_is_another_or_the_call_is(tmp_path: Path, file: Path) -> None:
+    journal = Journal(tmp_path, SETTINGS)
+    Journal(tmp_path, SETTINGS).add(file, "it is broken")
+    assert journal.fault(file) == "it is broken"
+    assert Journal(tmp_path, SETTINGS, since=journal.since).seen(file)
+    assert not Journal(tmp_path, SETTINGS).seen(file)  # another call tries it again
+    assert journal.seen(file)
+    assert not journal.done(file, [])
+    file.write_text("whole now")
+    assert journal.fault(file) is None
+    assert not journal.seen(file)
+
+
+def test_a_line_that_a_kill_cut_off_costs_that_line_alone(tmp_path: Path, file: Path) -> None:
+    other = file.with_name("b.png")
+    other.write_text("")
+    Journal(tmp_path, SETTINGS).add(file)
+    with (tmp_path / JOURNAL).open("a") as journal:
+        journal.write('{"file": "/x/y.pn')
+    assert Journal(tmp_path, SETTINGS).done(file, [])
+    Journal(tmp_path, SETTINGS).add(other)
+    Journal(tmp_path, SETTINGS).add(other)
+    again = Journal(tmp_path, SETTINGS)
+    assert again.done(file, [])
+    assert again.done(other, [])
+
+
+def test_a_claim_is_one_processs_and_outlives_it(tmp_path: Path) -> None:
+    target = tmp_path / "mask.tif"
+    hold = (
+        "import sys, time\nfrom pathlib import Path\nfrom segline.inference.journal import Claim\n"
+        "claim = Claim(Path(sys.argv[1]), 'key')\nassert claim.take()\nclaim.reach(128)\nprint('held', flush=True)\ntime.sleep(60)"
+    )
+    import segline
+
+    other = subprocess.Popen(
+        [sys.executable, "-c", hold, str(target)],
+        stdout=subprocess.PIPE,
+        env={"PYTHONPATH": str(Path(segline.__file__).parents[1])},
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == b"held\n"
+    assert not Claim(target, "key").take()
+    other.kill()
+    other.wait()
+    other.stdout.close()
+    claim = Claim(target, "key")
+    assert claim.take()
+    assert claim.rows == 128
+    claim.reach(256)
+    claim.release(finished=False)
+    another = Claim(target, "other settings")
+    assert another.take()
+    assert another.rows == 0
+    another.release(finished=True)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,293 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import rasterio
+from affine import Affine
+from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
+from tiny import make_card, make_network, pictures, predict_files, save
+
+import segline
+from segline.inference import worker
+from segline.inference.ensemble import Ensemble
+from segline.inference.inputs import plan_outputs
+from segline.inference.worker import Settings
+
+RNG = np.random.default_rng(0)
+PLACE = Affine(1.9, 0.4, 733000.0, 0.4, -1.9, 3725000.0)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    card = make_card(2)
+    return save(tmp_path / "best.ckpt", card, make_network(card))
+
+
+def scene(path: Path, shape: tuple[int, int] = (150, 130)) -> Path:
+    """A GeoTIFF with a hole."""
+    path.parent.mkdir(exist_ok=True)
+    bands = np.kron(RNG.integers(0, 255, (2, -(-shape[0] // 8), -(-shape[1] // 8))), np.ones((1, 8, 8)))
+    bands = bands[:, : shape[0], : shape[1]].astype(np.float32)
+    bands[:, 20:30, 5:25] = -9999
+    profile = {"driver": "GTiff", "count": 2, "dtype": "float32", "crs": "EPSG:32616", "transform": PLACE}
+    with rasterio.open(path, "w", height=shape[0], width=shape[1], nodata=-9999, **profile) as file:
+        file.write(bands)
+    return path
+
+
+def read(path: Path) -> np.ndarray:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)
+        with rasterio.open(path) as file:
+            return file.read()
+
+
+def test_probabilities_and_measures_of_a_raster_lie_where_it_lies(tmp_path: Path, checkpoint: str) -> None:
+    out, also = tmp_path / "out", ["probs", "entropy", "disagreement"]
+    (mask,) = predict_files(checkpoint, str(scene(tmp_path / "in" / "a.tif")), str(out), also=also, tta=["flips"])
+    with rasterio.open(out / "a_probs.tif") as file:
+        assert (file.crs.to_epsg(), file.dtypes, file.descriptions) == (
+            32616,
+            ("float32",) * 3,
+            ("class_0", "class_1", "class_2"),
+        )
+        assert np.isnan(file.nodata)
+        assert file.transform.almost_equals(PLACE)
+        probs = file.read()
+    ids, entropy, disagreement = (read(p)[0] for p in (mask, out / "a_entropy.tif", out / "a_disagreement.tif"))
+    hole = ids == 255
+    assert hole.sum() == 10 * 20
+    for measure in (*probs, entropy, disagreement):
+        assert np.array_equal(np.isnan(measure), hole)
+    np.testing.assert_allclose(probs[:, ~hole].sum(0), 1, atol=1e-5)
+    assert np.array_equal(probs.argmax(0)[~hole], ids[~hole])
+    expected = -(probs * np.log(np.maximum(probs, 1e-30))).sum(0) / np.log(3)
+    np.testing.assert_allclose(entropy[~hole], expected[~hole], atol=1e-5)
+    assert 0 <= disagreement[~hole].min() < 0.01 < disagreement[~hole].max() <= 1
+
+
+def test_measures_of_photographs_are_tiffs_and_those_of_volumes_niftis(tmp_path: Path) -> None:
+    flat, deep = make_card(3), make_card(1, dims=3)
+    pictures(tmp_path / "in", "a.png")
+    predict_files(
+        save(tmp_path / "2d.ckpt", flat, make_network(flat)),
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+        also=["probs"],
+    )
+    with Image.open(tmp_path / "out" / "a.png") as mask:
+        assert mask.mode == "P"
+        assert np.array_equal(read(tmp_path / "out" / "a_probs.tif").argmax(0), np.asarray(mask))
+    affine = np.array([[0, -2, 0, 7], [-1, 0, 0, 5], [0, 0, 3, -4], [0, 0, 0, 1.0]])
+    nib.save(nib.Nifti1Image(RNG.integers(0, 200, (14, 20, 30)).astype(np.int16), affine), tmp_path / "v.nii.gz")
+    path = save(tmp_path / "3d.ckpt", deep, make_network(deep))
+    predict_files(path, str(tmp_path / "v.nii.gz"), str(tmp_path / "out"), also=["probs", "entropy"])
+    probs, mask = nib.load(tmp_path / "out" / "v_probs.nii.gz"), nib.load(tmp_path / "out" / "v.nii.gz")
+    assert probs.shape == (14, 20, 30, 3)
+    assert np.array_equal(probs.affine, affine)
+    assert np.array_equal(probs.get_fdata().argmax(-1), mask.get_fdata())
+    assert nib.load(tmp_path / "out" / "v_entropy.nii.gz").get_data_dtype() == np.float32
+
+
+def test_several_checkpoints_are_averaged(tmp_path: Path) -> None:
+    card, own = make_card(2), {"normalize": {"scope": "dataset", "mean": [80.0, 90.0], "std": [30.0, 40.0]}}
+    paths = [
+        save(tmp_path / "a.ckpt", card, make_network(card)),
+        save(tmp_path / "b.ckpt", make_card(2, **own), make_network(card)),
+    ]
+    file, probs = scene(tmp_path / "in" / "a.tif"), []
+    for name, checkpoints in {"0": paths[0], "1": paths[1], "both": paths}.items():
+        predict_files(checkpoints, str(file), str(tmp_path / name), also=["probs"])
+        probs.append(read(tmp_path / name / "a_probs.tif"))
+    assert np.abs(probs[0] - probs[1])[:, 40:].max() > 0.05
+    np.testing.assert_allclose(probs[2], (probs[0] + probs[1]) / 2, atol=1e-5)
+
+
+def test_dropout_at_work_disagrees_with_itself(tmp_path: Path) -> None:
+    card = make_card(2)
+    card.network["dropout"] = 0.3
+    path = save(tmp_path / "best.ckpt", card, make_network(card))
+    file = scene(tmp_path / "in" / "a.tif")
+    how: dict[str, Any] = {"also": ["disagreement"], "dropout_passes": 5}
+    predict_files(path, str(file), str(tmp_path / "out"), **how)
+    assert np.nanmean(read(tmp_path / "out" / "a_disagreement.tif")) > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"dropout_passes": 3}, r"has no dropout; train with model\.dropout=0\.2"),
+        ({"dropout_passes": 0}, "dropout_passes is 0; expected 1 or more"),
+        ({"batch_size": 0}, "batch_size is 0; expected 1 or more"),
+        ({"also": ["disagreement"]}, r"that of several predictions; set tta=\[flips\]"),
+        ({"also": ["heatmap"]}, "also names 'heatmap'; expected some of probs, entropy"),
+        ({"blend": "exact", "tta": ["flips"]}, "leave tta out"),
+        ({"device": "cuda"}, r"sees no GPU here; set device=cpu"),
+        ({"device": "tpu"}, "expected auto, cpu, cuda"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_made(
+    tmp_path: Path, checkpoint: str, how: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValueError, match=said):
+        predict_files(checkpoint, str(scene(tmp_path / "in" / "a.tif")), str(tmp_path / "out"), **how)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_extras_of_one_file_never_lie_over_the_mask_of_another(tmp_path: Path) -> None:
+    files = [tmp_path / "in" / name for name in ("a.tif", "a_probs.tif")]
+    assert len(plan_outputs(files, tmp_path / "out")) == 2
+    with pytest.raises(ValueError, match=r"a\.tif and .*a_probs\.tif would both be .*out/a_probs\.tif"):
+        plan_outputs(files, tmp_path / "out", ["probs"])
+
+
+def test_names_of_extras_keep_the_files_own() -> None:
+    names = ["s.v1.tif", "b.nii.gz", "c.JPG"]
+    made = plan_outputs([Path("in", name) for name in names], Path("out"), ["probs", "overlay", "gpkg"])
+    assert [[path.name for path in paths.values()] for paths in made.values()] == [
+        ["s.v1.tif", "s.v1_probs.tif", "s.v1_overlay.png", "s.v1.gpkg"],
+        ["b.nii.gz", "b_probs.nii.gz", "b_overlay.png", "b.gpkg"],
+        ["c.png", "c_probs.tif", "c_overlay.png", "c.gpkg"],
+    ]
+
+
+# Going on, and sharing
+
+
+class Killed(BaseException):
+    """As SIGKILL: nothing but what lies on the disk is left."""
+
+
+@pytest.mark.parametrize("blend", ["cores", "gaussian"])
+def test_a_killed_prediction_goes_on_within_the_file_and_ends_in_the_same_mask(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, blend: str
+) -> None:
+    file, how = scene(tmp_path / "in" / "a.tif", (300, 130)), {"blend": blend, "batch_size": 3, "also": ["probs"]}
+    (expected,) = predict_files(checkpoint, str(file), str(tmp_path / "whole"), **how)
+    asked: list[int] = []
+    call = Ensemble.__call__
+
+    def counted(self: Ensemble, images: np.ndarray) -> np.ndarray:
+        asked.append(len(images))
+        if len(asked) == limit:
+            raise Killed
+        return call(self, images)
+
+    monkeypatch.setattr(Ensemble, "__call__", counted)
+    limit = 0
+    predict_files(checkpoint, str(file), str(tmp_path / "counted"), **how)
+    needed = sum(asked)
+    for limit in (9, 7, 7):  # noqa: B007 - read by `counted`
+        asked.clear()
+        with pytest.raises(Killed):
+            predict_files(checkpoint, str(file), str(tmp_path / "out"), **how)
+        assert not list((tmp_path / "out").glob("[!.]*"))
+    asked.clear()
+    limit = 0
+    (mask,) = predict_files(checkpoint, str(file), str(tmp_path / "out"), **how)
+    for name in ("a.tif", "a_probs.tif"):
+        assert np.array_equal(read(mask.with_name(name)), read(expected.with_name(name)), equal_nan=True)
+    assert sum(asked) < needed  # not all from the start
+    assert sorted(path.name for path in mask.parent.iterdir()) == [".predicted.jsonl", "a.tif", "a_probs.tif"]
+
+
+def test_with_other_settings_nothing_of_what_a_kill_left_is_used(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = scene(tmp_path / "in" / "a.tif", (300, 130))
+    (expected,) = predict_files(checkpoint, str(file), str(tmp_path / "whole"), tta=["flips"])
+    fill, reach = worker.Worker._fill, worker.Claim.reach
+
+    def killed(self: worker.Claim, rows: int) -> None:
+        reach(self, rows)
+        if rows > 100:
+            raise Killed
+
+    monkeypatch.setattr(worker.Claim, "reach", killed)
+    with pytest.raises(Killed):
+        predict_files(checkpoint, str(file), str(tmp_path / "out"))
+    monkeypatch.setattr(worker.Claim, "reach", reach)
+    monkeypatch.setattr(worker.Worker, "_fill", fill)
+    (mask,) = predict_files(checkpoint, str(file), str(tmp_path / "out"), tta=["flips"])
+    assert np.array_equal(read(mask), read(expected))
+
+
+def test_a_disk_that_is_full_is_found_before_the_work_and_keeps_what_is_done(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a.tif", "b.tif"):
+        scene(tmp_path / "in" / name)
+    reserve = os.posix_fallocate
+
+    def full(handle: int, start: int, size: int) -> None:
+        if b"b.tif" in os.readlink(f"/proc/self/fd/{handle}").encode():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        reserve(handle, start, size)
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ValueError, match=r"b\.tif: the disk is full; the same command goes on"):
+        predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"))
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["a.tif"]
+    monkeypatch.setattr(os, "posix_fallocate", reserve)
+    before = (tmp_path / "out" / "a.tif").stat().st_mtime_ns
+    assert len(predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"))) == 2
+    assert (tmp_path / "out" / "a.tif").stat().st_mtime_ns == before
+
+
+@pytest.mark.slow
+def test_processes_share_the_files_and_give_the_same_masks(
+    tmp_path: Path, checkpoint: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(5):
+        scene(tmp_path / "in" / f"{number}.tif", (100 + 7 * number, 90))
+    (tmp_path / "in" / "broken.tif").write_bytes(b"II*\0")
+    alone = tmp_path / "alone"
+    with pytest.raises(ValueError, match=r"1 of 6 files could not be predicted:\n.*broken\.tif"):
+        predict_files(checkpoint, str(tmp_path / "in"), str(alone), batch_size=4)
+    with pytest.raises(ValueError, match=r"1 of 6 files could not be predicted:\n.*broken\.tif"):
+        predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"), processes=2, batch_size=1)
+    assert "5 masks in" in capfd.readouterr().out
+    for number in range(5):
+        assert np.array_equal(read(tmp_path / "out" / f"{number}.tif"), read(alone / f"{number}.tif"))
+    lines = (tmp_path / "out" / ".predicted.jsonl").read_text().splitlines()
+    assert len(lines) == 6  # each once
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_command_killed_at_any_moment_goes_on(tmp_path: Path, checkpoint: str, seed: int) -> None:
+    file = scene(tmp_path / "in" / "a.tif", (1500, 400))
+    (expected,) = predict_files(checkpoint, str(file), str(tmp_path / "whole"))
+    script = Path(segline.__file__).parents[1] / "predict.py"
+    command = [sys.executable, str(script), f"checkpoint={checkpoint}", f"input={file}", f"output={tmp_path / 'out'}"]
+    rng, kills = np.random.default_rng(seed), 0
+    while (process := subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)).poll() is None:
+        claim = tmp_path / "out" / ".a.tif.claim"
+        while process.poll() is None and not claim.exists():
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.5))
+        if kills < 4 and process.poll() is None:
+            process.send_signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+        if (tmp_path / "out" / "a.tif").exists():
+            break
+    assert kills
+    assert np.array_equal(read(tmp_path / "out" / "a.tif"), read(expected))
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".predicted.jsonl", "a.tif"]
+
+
+def test_settings_of_the_command_are_plain_data() -> None:
+    with pytest.raises(ValueError, match="expected 1 or more"):
+        Settings("x", batch_size=-1)
