@@ -45,12 +45,19 @@ def test_a_failed_write_keeps_the_old_checkpoint_and_leaves_nothing(
         ({"network": {}}, "names no network"),
         ({"margin": [8]}, "a margin of other axes"),
         ({"labels": None}, r"the card's labels is None; expected a dict"),
+        ({"stride": 0}, r"the card's stride is 0; expected a number of pixels"),
     ],
 )
 def test_a_damaged_card_is_refused(tmp_path: Path, change: dict[str, object], said: str) -> None:
     write({"state_dict": {"network.w": torch.zeros(1)}, "card": {**CARD.to_dict(), **change}}, tmp_path / BEST)
     with pytest.raises(ValueError, match=rf"best\.ckpt: .*{said}"):
         read_network(tmp_path)
+
+
+def test_a_card_of_before_the_stride_is_read(tmp_path: Path) -> None:
+    older = {name: value for name, value in CARD.to_dict().items() if name != "stride"}
+    write({"state_dict": {"network.w": torch.zeros(1)}, "card": older}, tmp_path / BEST)
+    assert read_network(tmp_path)[0] == CARD
 
 
 @pytest.mark.parametrize("content", [{}, {"state_dict": None}, {"state_dict": {"w": torch.zeros(1)}}])

@@ -96,7 +96,7 @@ def test_a_command_composes(name: str) -> None:
 
 
 def test_what_the_command_to_predict_takes_is_in_its_config() -> None:
-    from segline.inference.worker import Settings
+    from segline.inference.predictor import Settings
 
     others = {"input", "output", "part", "trainer"}
     assert set(compose(name="predict")) - others == set(inspect.signature(Settings).parameters) - {

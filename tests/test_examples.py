@@ -95,7 +95,7 @@ def test_pixels_without_data_are_no_errors(tmp_path: Path, monkeypatch: pytest.M
             with rasterio.open(tmp_path / file, "w", **profile) as raster:
                 raster.write(values)
     data, module = prepared(tmp_path, "tif", "exclusive", monkeypatch)
-    (shown,) = examples.examples(data.cases["val"], [table_row(data)], module, data)
+    (shown,) = examples.examples(data.cases["val"], [table_row(data)], examples.by_tiles(module, data), data)
     np.testing.assert_array_equal(np.flatnonzero((shown["mask"] == 255).all(1)), np.arange(10, 20))
 
 
@@ -124,7 +124,7 @@ def test_what_is_shown_is_what_validation_sees_there(
         Image.fromarray(mask).save(tmp_path / f"{name}_mask.png")
     data, module = prepared(tmp_path, "png", scheme, monkeypatch)
     case, table = data.cases["val"][0], [table_row(data)]
-    (shown,) = examples.examples(data.cases["val"], table, module, data)
+    (shown,) = examples.examples(data.cases["val"], table, examples.by_tiles(module, data), data)
     where = examples.choose_view(data.facts[case.name], data.open(case)[1], data.labels)
     rows, columns = ((w.start + 1, w.stop) for w in where)
     assert shown["title"] == (
@@ -133,7 +133,7 @@ def test_what_is_shown_is_what_validation_sees_there(
     whole = (slice(0, 150), slice(0, 200))
     monkeypatch.setattr(examples, "choose_view", lambda *_: whole)
     monkeypatch.setattr(examples, "_DRAWN", 200)
-    (full,) = examples.examples(data.cases["val"], table, module, data)
+    (full,) = examples.examples(data.cases["val"], table, examples.by_tiles(module, data), data)
     for name in ("image", "mask", "pred"):
         np.testing.assert_array_equal(shown[name], full[name][(..., *where)][..., ::2, ::2])
     assert full["pred"].any()

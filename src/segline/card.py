@@ -8,6 +8,8 @@ from typing import Any
 
 #: Raised when a field of the card changes its meaning.
 CARD_VERSION = 1
+#: Fields that came later and may be missing.
+_OPTIONAL = {"stride"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,7 @@ class Card:
         margin: Pixels at each inner border of a tile that are predicted for context only, `*S`.
         precision: Lightning's name of the precision that it was trained and scored in.
         trained_on: Name of the data set, for messages.
+        stride: Total stride of the network, where it cannot be asked itself, as in an ONNX file.
         version: Version of this schema.
     """
 
@@ -37,6 +40,7 @@ class Card:
     precision: str = "32-true"
     trained_on: str = ""
     version: int = CARD_VERSION
+    stride: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -56,7 +60,7 @@ class Card:
                 f"the card is of version {data['version']}; this segline reads version {CARD_VERSION}; use the segline that wrote it"
             )
         names = {f.name for f in dataclasses.fields(cls)}
-        if missing := names - set(data):
+        if missing := names - set(data) - _OPTIONAL:
             raise ValueError(
                 f"the card lacks {sorted(missing)}; the checkpoint was not written by segline or is damaged"
             )
@@ -65,6 +69,9 @@ class Card:
         kinds = {"network": dict, "labels": dict, "normalize": dict, "window": list, "margin": list, "precision": str}
         if wrong := [name for name, kind in kinds.items() if not isinstance(data[name], kind)]:
             raise ValueError(f"the card's {wrong[0]} is {data[wrong[0]]!r}; expected a {kinds[wrong[0]].__name__}")
+        stride = data.get("stride")
+        if stride is not None and not (type(stride) is int and stride > 0):
+            raise ValueError(f"the card's stride is {stride!r}; expected a number of pixels")
         if len(data["window"]) != len(data["margin"]) or "_target_" not in data["network"]:
             raise ValueError("the card names no network, or a margin of other axes than its window; it is damaged")
         return cls(**data)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from segline.explain import explained
 
-_COMMANDS = ("train", "predict")
+#: What a user types -> the function of `segline.run`.
+_COMMANDS = {"train": "train", "predict": "predict", "eval": "evaluate", "export": "export"}
 #: Overrides that are templates of paths, or lists of them, or an expression.
 _TEMPLATES = ("data.images", "data.masks", "data.group")
 #: What Hydra takes for a text without quotes.
@@ -32,7 +33,15 @@ def main(command: str | None = None) -> None:
         sys.argv[1:] = [quoted(argument, sweep) for argument in going_on(arguments)]
         from segline import run
 
-        getattr(run, command)()
+        if command == "eval":
+            run.offer_own_data(_given(arguments, "checkpoint"))
+        getattr(run, _COMMANDS[command])()
+
+
+def _given(arguments: Sequence[str], key: str) -> str | None:
+    """The value of an override, as typed; of a list its first."""
+    values = [a.partition("=")[2] for a in arguments if a.startswith(f"{key}=")]
+    return os.path.expanduser(values[-1].strip("[]'\"").split(",")[0].strip("'\"")) if values else None
 
 
 def quoted(argument: str, sweep: bool = False) -> str:
@@ -47,7 +56,7 @@ def quoted(argument: str, sweep: bool = False) -> str:
     """
     key, equals, value = argument.partition("=")
     separates = sweep and "," in value and not Path(value).exists()
-    if key in _TEMPLATES and value.startswith("[") and value.endswith("]"):
+    if key in (*_TEMPLATES, "checkpoint") and value.startswith("[") and value.endswith("]"):
         return f"{key}=[{','.join(_text(one.strip()) for one in value[1:-1].split(','))}]"
     if key in _TEMPLATES or (key in _PATHS and not separates):
         return key + equals + _text(value)

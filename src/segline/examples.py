@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from scipy import ndimage
 
 from segline.data.cases import Case
@@ -14,23 +15,27 @@ from segline.data.datamodule import SegmentationDataModule
 from segline.data.scan import CELL, Facts
 from segline.inference.network import on_arrays
 from segline.inference.tiled import predict_tiles
-from segline.io.source import MaskSource, Window
+from segline.io.normalize import BandStatistics
+from segline.io.source import MaskSource, Source, Window
 from segline.labels import IGNORE_INDEX, Labels
 from segline.module import SegmentationModule
 
+Mask = NDArray[np.uint8]
+#: Predicts a part of a source: yields decisions `[*piece]` or `[K, *piece]` with their places.
+Decide = Callable[[Source, BandStatistics | None, Window], Iterator[tuple[Window, Mask]]]
 #: Pixels of a case that are shown at most along an axis, and how many of them are drawn: every so-manyth.
 _SHOWN, _DRAWN = 2048, 1024
 
 
 def examples(
-    cases: Sequence[Case], rows: Sequence[dict[str, Any]], module: SegmentationModule, data: SegmentationDataModule
+    cases: Sequence[Case], rows: Sequence[dict[str, Any]], decide: Decide, data: SegmentationDataModule
 ) -> list[dict[str, Any]]:
     """The best, the median and the worst of some cases by their mean Dice.
 
     Args:
         cases: Of one part.
         rows: Of the table of cases, one each.
-        module: Whose weights predict.
+        decide: Predicts.
         data: Where the cases come from.
 
     Returns:
@@ -44,9 +49,11 @@ def examples(
         places = [{}, {0: "the only case"}, {1: "best", 0: "worst"}][len(ranked)]
     shown = []
     for place, rank in places.items():
-        name = ranked[place]
-        example = _predict(by_name[name], module, data)
-        shown.append({**example, "title": f"{rank}: {name}, Dice {dice[name]:.3f}{example['title']}"})
+        case = by_name[ranked[place]]
+        source, mask, _ = data.open(case)
+        view = choose_view(data.facts[case.name], mask, data.labels)
+        title = f"{rank}: {case.name}, Dice {dice[case.name]:.3f}{_say(view, source.shape)}"
+        shown.append({**show_place(case, view, decide, data), "title": title})
     return shown
 
 
@@ -57,25 +64,36 @@ def _mean_dice(row: dict[str, Any], labels: Labels) -> float:
     return float(np.mean(there)) if there else float("nan")
 
 
-def _predict(case: Case, module: SegmentationModule, data: SegmentationDataModule) -> dict[str, Any]:
-    """Image, mask and decision of what is shown of a case, through the same tiles as validation; the title says which part it is."""
+def show_place(case: Case, view: Window, decide: Decide, data: SegmentationDataModule) -> dict[str, Any]:
+    """Image, mask and decision of a part of a case, thinned where it is large."""
     source, mask_source, statistics = data.open(case)
-    view = choose_view(data.facts[case.name], mask_source, data.labels)
     mask = mask_source.read(view)
     pred = np.zeros((data.labels.num_planes, *(v.stop - v.start for v in view)), np.uint8)
-    module.eval()
-    network = on_arrays(module, module.device, str(module.trainer.precision))
-    normalize = partial(data.normalize, statistics=statistics)
-    for place, logits in predict_tiles(network, source, normalize, data.window, data.margin, within=view):
-        decided = data.labels.decide(data.labels.probs(logits[None]))[0]
+    for place, decided in decide(source, statistics, view):
         there = tuple(slice(p.start - v.start, p.stop - v.start) for p, v in zip(place, view, strict=True))
         pred[(slice(None), *there)] = decided
     raw = source.read(view)
     mask[..., np.isnan(raw).all(0)] = IGNORE_INDEX  # as in validation
-    image = normalize(raw)
-    arrays: dict[str, np.ndarray] = {"image": image, "mask": mask, "pred": pred.reshape(mask.shape)}
+    arrays: dict[str, np.ndarray] = {
+        "image": data.normalize(raw, statistics),
+        "mask": mask,
+        "pred": pred.reshape(mask.shape),
+    }
     every: tuple[Any, ...] = (..., *(slice(None, None, -(-(v.stop - v.start) // _DRAWN)) for v in view))
-    return {**{name: array[every] for name, array in arrays.items()}, "title": _say(view, source.shape)}
+    return {name: array[every] for name, array in arrays.items()}
+
+
+def by_tiles(module: SegmentationModule, data: SegmentationDataModule) -> Decide:
+    """What a module decides, through the same tiles as validation."""
+    network = on_arrays(module, module.device, str(module.trainer.precision))
+
+    def decide(source: Source, statistics: BandStatistics | None, view: Window) -> Iterator[tuple[Window, Mask]]:
+        module.eval()
+        prepare = partial(data.normalize, statistics=statistics)
+        for place, logits in predict_tiles(network, source, prepare, data.window, data.margin, within=view):
+            yield place, data.labels.decide(data.labels.probs(logits[None]))[0]
+
+    return decide
 
 
 def choose_view(facts: Facts, mask: MaskSource, labels: Labels) -> Window:

@@ -70,7 +70,8 @@ def _explain_override(message: str, command: str) -> str:
         return message
     key = match.group(1)
     where = f"`python src/{command}.py --help` lists the groups, `--cfg job` every key."
-    return f"there is no {key!r} to override.{nearest(key, _known(command))}\n{where}"
+    known = [name for name in _known(command) if name != key]  # a group of another command's
+    return f"there is no {key!r} to override.{nearest(key, known)}\n{where}"
 
 
 def _known(command: str) -> list[str]:

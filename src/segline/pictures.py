@@ -141,6 +141,36 @@ def curves(rows: Sequence[Mapping[str, float]], objective: str) -> Figure:
     return figure
 
 
+def reliability(bins: Sequence[Mapping[str, Any]], error: float) -> Figure:
+    """Share of right decisions against how sure they were, with the share of all pixels below; on the diagonal both agree.
+
+    Args:
+        bins: `low`, `high`, `count`, `confidence` and `accuracy`, as `segline.metrics.calibration.Reliability` gives them.
+        error: Expected calibration error.
+    """
+    figure = Figure(figsize=(4.6, 4.9), dpi=_DPI, layout="constrained")
+    axis, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    filled = [row for row in bins if row["count"]]
+    axis.plot([0, 1], [0, 1], color="0.6", lw=1, ls="--")
+    sure, right = ([row[key] for row in filled] for key in ("confidence", "accuracy"))
+    axis.plot(sure, right, "o-", color="#0072b2", markersize=4)
+    axis.set(xlim=(0, 1), ylim=(0, 1), ylabel="right")
+    axis.set_title(f"calibration error {error:.3f}", loc="left", fontsize=10)
+    total = max(sum(row["count"] for row in bins), 1)
+    below.bar(
+        [row["low"] for row in bins],
+        [row["count"] / total for row in bins],
+        [row["high"] - row["low"] for row in bins],
+        align="edge",
+        color="0.75",
+    )
+    below.set(xlabel="how sure", ylabel="of all pixels")
+    for one in (axis, below):
+        one.grid(alpha=0.25)
+        one.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def confusion_matrix(matrix: NDArray[np.int64], names: Sequence[str]) -> Figure:
     """Share of each true class (row) that was taken for each class (column), in percent; a row of – has no pixels."""
     numbered = len(names) <= 25

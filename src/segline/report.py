@@ -21,7 +21,7 @@ from segline import pictures, tables
 from segline.budget import Budget
 from segline.data.datamodule import SegmentationDataModule
 from segline.data.describe import describe
-from segline.examples import examples
+from segline.examples import by_tiles, examples
 from segline.module import SegmentationModule
 
 #: Picture of the first training samples.
@@ -176,7 +176,7 @@ def write(
         print("There is no test part: these are scores of the validation part, which also picked the best weights.")
     if not config.callbacks.pictures:
         return Report(scores, [], [])
-    shown = examples(data.cases[split], last.rows, module, data)
+    shown = examples(data.cases[split], last.rows, by_tiles(module, data), data)
     drawn = {
         "curves": pictures.curves(tables.read_rows(run_dir / "metrics.csv"), config.objective),
         "cases": pictures.case_grid(shown, data.labels),

@@ -15,10 +15,26 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from segline.commit import temporary_path
-from segline.config import CONF_DIR, CONFIG, LOCK, PRECISIONS
+from segline.config import CONF_DIR, CONFIG, LOCK, PRECISIONS, offer_own_data
+
+__all__ = ["evaluate", "export", "offer_own_data", "predict", "train"]
 
 #: After SIGTERM the launcher would kill after 30 seconds, which the running validation and the saving may take longer than.
 _MOST_SECONDS_TO_SAVE = 3600
+#: Keys of the configs of predict and eval that say how trained networks are asked.
+ASKED = (
+    "checkpoint",
+    "also",
+    "cog",
+    "blend",
+    "window",
+    "overlap",
+    "batch_size",
+    "tta",
+    "dropout_passes",
+    "calibrated",
+    "trust",
+)
 #: Overrides by which a user chooses where a run lies.
 _FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=")
 
@@ -95,17 +111,41 @@ def predict(config: DictConfig) -> None:
     """Write masks of whole files, in the format that came in."""
     _check_complete(config, "python src/predict.py checkpoint=RUN input=FILES output=FOLDER")
     from segline.inference.predict import predict_files
-    from segline.inference.worker import Settings
+    from segline.inference.predictor import Settings
 
-    asked = _plain(config)
-    trainer, _ = asked.pop("trainer"), asked.pop("part")
-    precision = trainer["precision"]
-    settings = Settings(
-        device={"gpu": "cuda"}.get(trainer["accelerator"], trainer["accelerator"]),
-        precision=None if precision == "auto" else PRECISIONS.get(str(precision), precision),
-        **{name: value for name, value in asked.items() if name not in ("input", "output")},
-    )
-    predict_files(asked["input"], asked["output"], settings, _num_processes(config.trainer))
+    predict_files(config.input, config.output, Settings(**_asked(config)), _num_processes(config.trainer))
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="eval")
+def evaluate(config: DictConfig) -> float | None:
+    """Measure a trained network on whole cases; the value of the objective, for sweepers."""
+    _check_complete(config, "python src/eval.py checkpoint=RUN")
+    from segline.inference.predictor import Settings
+    from segline.scoring import score
+
+    summary = score(config, HydraConfig.get().runtime.choices["data"], Settings(**_asked(config)))
+    return summary["scores"].get("dice")
+
+
+def _asked(config: DictConfig) -> dict[str, Any]:
+    """How a trained network is asked, by the names of `segline.inference.predictor.Settings`."""
+    trainer, plain = config.trainer, _plain(config)
+    precision = trainer.precision
+    device = {"gpu": "cuda"}.get(trainer.accelerator, trainer.accelerator)
+    return {
+        **{name: plain[name] for name in ASKED if name in plain},
+        "device": device,
+        "precision": None if precision == "auto" else PRECISIONS.get(str(precision), precision),
+    }
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="export")
+def export(config: DictConfig) -> None:
+    """Write a trained network as ONNX, checked against torch."""
+    _check_complete(config, "python src/export.py checkpoint=RUN output=FILE")
+    from segline.inference.export import export_network
+
+    export_network(**_plain(config))
 
 
 def _check_complete(config: DictConfig, usage: str) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -48,6 +50,34 @@ def class_table(scores: Mapping[str, float], labels: Labels, split: str, style: 
         )
     if style == "markdown":
         rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    return _aligned(rows, style)
+
+
+def further_table(summary: Mapping[str, Any]) -> str:
+    """What an evaluation says of classes besides Dice and IoU, as plain text: intervals, surfaces and objects."""
+    unit, tolerance = summary["unit"], summary["tolerance"]
+    near = f"Surface Dice ({tolerance:g} {unit})" if tolerance else "Surface Dice"
+    rows = [["", "IoU 95 %", "Dice/case 95 %", f"HD95, {unit}", near, "Boundary IoU", "Object F1", "PQ"]]
+    for row in summary["classes"]:
+        lost = f" +{row['hd95_lost']}" if row["hd95_lost"] else ""
+        rows.append(
+            [
+                row["class"],
+                _bounds(row["iou_low"], row["iou_high"]),
+                _bounds(row["dice_case_low"], row["dice_case_high"]),
+                (f"{row['hd95']:.2f}" if row["hd95"] is not None else "–") + lost,
+                *(_number(row[key], key) for key in ("surface_dice", "boundary_iou", "object_f1", "pq")),
+            ]
+        )
+    return _aligned(rows, "plain")
+
+
+def _bounds(low: float, high: float) -> str:
+    return "–" if low != low else f"{low:.3f} to {high:.3f}"
+
+
+def _aligned(rows: list[list[str]], style: str) -> str:
+    """Columns of equal width; in plain text the last row stands below a rule."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
@@ -116,3 +146,19 @@ def write_cases(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = {name: c.cast(pa.float64()) if c.type == pa.null() else c for name, c in columns.items()}
     with committed(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
+
+
+def write_json(path: Path, data: Mapping[str, Any]) -> None:
+    """Write plain data, whole or not at all; numbers that JSON lacks become null, and infinity a text."""
+    with committed(path) as temporary:
+        temporary.write_text(json.dumps(_plain(data), indent=2) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else str(value)
+    return value

@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import fiona
 import nibabel as nib
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ import segline
 from segline.inference import worker
 from segline.inference.ensemble import Ensemble
 from segline.inference.inputs import plan_outputs
-from segline.inference.worker import Settings
+from segline.inference.predictor import Settings
 
 RNG = np.random.default_rng(0)
 PLACE = Affine(1.9, 0.4, 733000.0, 0.4, -1.9, 3725000.0)
@@ -159,6 +160,32 @@ def test_names_of_extras_keep_the_files_own() -> None:
         ["b.nii.gz", "b_probs.nii.gz", "b_overlay.png", "b.gpkg"],
         ["c.png", "c_probs.tif", "c_overlay.png", "c.gpkg"],
     ]
+
+
+def test_a_raster_becomes_polygons_an_overlay_and_a_cog(tmp_path: Path, checkpoint: str) -> None:
+    file, out = scene(tmp_path / "in" / "a.tif", (700, 600)), tmp_path / "out"
+    (plain,) = predict_files(checkpoint, str(file), str(tmp_path / "plain"))
+    (mask,) = predict_files(checkpoint, str(file), str(out), also=["gpkg", "geojson", "overlay"], cog=True)
+    assert sorted(path.name for path in out.glob("[!.]*")) == ["a.geojson", "a.gpkg", "a.tif", "a_overlay.png"]
+    assert np.array_equal(read(mask), read(plain))
+    with rasterio.open(mask) as written:
+        assert written.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        assert written.tags()["CLASSES"] == "class_0,class_1,class_2"
+        assert written.overviews(1)
+    with fiona.open(out / "a.gpkg", driver="GPKG") as polygons:
+        areas = [(shape["properties"]["class"], shape["properties"]["area_m2"]) for shape in polygons]
+    counts = np.bincount(read(mask).ravel(), minlength=256)
+    for k in range(3):
+        of_class = sum(area for name, area in areas if name == f"class_{k}")
+        assert of_class == pytest.approx(counts[k] * abs(PLACE.determinant))
+
+
+def test_volumes_have_no_polygons(tmp_path: Path) -> None:
+    card = make_card(1, dims=3)
+    nib.save(nib.Nifti1Image(np.zeros((9, 9, 9), np.int16), np.eye(4)), tmp_path / "v.nii")
+    path = save(tmp_path / "best.ckpt", card, make_network(card))
+    with pytest.raises(ValueError, match="volumes have no polygons"):
+        predict_files(path, str(tmp_path / "v.nii"), str(tmp_path / "out"), also=["gpkg"])
 
 
 # Going on, and sharing

@@ -73,7 +73,7 @@ def test_geometry_places_the_canonical_grid_in_the_world(tmp_path: Path, codes: 
 def test_a_mask_comes_back_to_the_files_own_axes(tmp_path: Path, codes: str) -> None:
     path, voxels, affine = oriented(tmp_path / "a.nii", codes)
     like = VolumeFile(path)
-    native, image = to_native(like.read_raw(whole(like.shape)), like)
+    native, image = to_native(like.read_raw(whole(like.shape)), like, 0)
     assert np.array_equal(native, voxels)
     assert np.array_equal(image.affine, affine)
 
@@ -84,7 +84,7 @@ def test_a_mask_of_a_resampled_volume_comes_back_to_its_grid(tmp_path: Path) -> 
     nib.save(nib.Nifti1Image(blocks, np.diag([-1.0, 1.0, 2.0, 1.0])), path)
     like = VolumeFile(path, spacing_mm=[1.0, 0.5, 0.5], order=0)
     assert like.shape == (16, 24, 16)
-    assert np.array_equal(to_native(like.read_raw(whole(like.shape)), like)[0], blocks)
+    assert np.array_equal(to_native(like.read_raw(whole(like.shape)), like, 0)[0], blocks)
 
 
 def linear(values: np.ndarray, at: float) -> float:

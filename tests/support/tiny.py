@@ -12,7 +12,7 @@ from PIL import Image
 from segline import checkpoints
 from segline.card import Card
 from segline.inference import predict
-from segline.inference.worker import Settings
+from segline.inference.predictor import Settings
 from segline.io.source import Geometry, Window
 from segline.models.unet import UNet
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from segline.card import Card
 from segline.inference.tiled import Network, Prepare
-from segline.io.normalize import Normalize, measure
+from segline.io.normalize import BandStatistics, Normalize, measure
 from segline.io.source import Source
 from segline.labels import Labels
 
@@ -139,10 +139,10 @@ class Ensemble:
         """How many are averaged."""
         return len(self.members) * len(self.views) * self.passes
 
-    def prepare(self, source: Source) -> Prepare:
-        """What makes images of a source ready: normalised as each member wants it."""
-        by_case = any(normalize.scope == "case" for normalize in self._normalizes)
-        statistics = measure(source) if by_case else None
+    def prepare(self, source: Source, statistics: BandStatistics | None = None) -> Prepare:
+        """What makes images of a source ready: normalised as each member wants it, if need be by the statistics of its bands."""
+        if statistics is None and any(normalize.scope == "case" for normalize in self._normalizes):
+            statistics = measure(source)
         if len(self._normalizes) == 1:
             return partial(self._normalizes[0], statistics=statistics)
         return lambda image: np.concatenate([normalize(image, statistics) for normalize in self._normalizes])

@@ -24,6 +24,7 @@ EXTRAS: dict[str, str | None] = {
     "gpkg": ".gpkg",
     "geojson": ".geojson",
 }
+POLYGONS = {"gpkg", "geojson"}
 
 
 def find_inputs(pattern: str) -> list[Path]:
@@ -93,4 +94,4 @@ def _extra_path(path: Path, name: str) -> Path:
     suffix = next(s for s in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s))
     stem, suffix = path.name[: -len(suffix)], path.name[-len(suffix) :]
     ending = EXTRAS[name] or (RASTER_SUFFIXES[0] if suffix.lower() in FORMATS else suffix)
-    return path.with_name(f"{stem}{ending}" if name in ("gpkg", "geojson") else f"{stem}_{name}{ending}")
+    return path.with_name(f"{stem}{ending}" if name in POLYGONS else f"{stem}_{name}{ending}")

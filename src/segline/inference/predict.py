@@ -16,7 +16,8 @@ from segline.commit import remove_leftovers
 from segline.inference.inputs import Jobs, find_inputs, plan_outputs
 from segline.inference.journal import Journal
 from segline.inference.members import locate_all, read_card
-from segline.inference.worker import Settings, Worker, digest
+from segline.inference.predictor import Settings, digest
+from segline.inference.worker import Worker
 from segline.labels import Labels
 
 

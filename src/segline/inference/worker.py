@@ -5,13 +5,12 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import sys
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,65 +19,22 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from segline.card import Card
-from segline.inference.ensemble import Ensemble, views_of
-from segline.inference.inputs import Jobs, find_inputs, plan_outputs
+from segline.inference.inputs import POLYGONS, Jobs, find_inputs, plan_outputs
 from segline.inference.journal import Claim, Journal
-from segline.inference.members import locate_all, open_member, read_card
-from segline.inference.plan import choose_batch_size, choose_tiling
-from segline.inference.tiled import predict_tiles
+from segline.inference.members import locate_all
+from segline.inference.predictor import Predictor, Settings, digest
+from segline.io.cog import as_cog
 from segline.io.open import open_image
+from segline.io.polygons import write_polygons
+from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.io.sinks import Layer, Sink, discard, is_whole, open_sink
 from segline.io.source import Source, Window
-from segline.labels import IGNORE_INDEX, Labels
 from segline.memory import keep_freed
-from segline.tiling import tiles
 
 #: Pieces of a mask that wait to be written while the network computes.
 _WAITING = 4
 #: Planes of real numbers that can be written besides the mask.
 _MEASURES = ("probs", "entropy", "disagreement")
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What `predict_files` is asked for; all that the masks depend on, but for the checkpoints' contents.
-
-    Args:
-        checkpoint: A run, a `.ckpt` or an `.onnx` file, or several of them, whose probabilities are averaged.
-        also: What is made besides masks: names of `segline.inference.inputs.EXTRAS`.
-        blend: `cores` (each tile's inside, as in validation), `linear` or `gaussian` (weighted means of overlapping tiles), or `exact`
-            (in float32 what the network would say to the whole image at once).
-        window: Size of a tile, `*S`; None: that of training, or as much of it as fits the memory, and for `exact` one that is large
-            enough.
-        overlap: Share of a window that the next one overlaps; None: that of validation, and for means one half.
-        batch_size: Tiles a call of the network; None: as many as fit the memory, up to a few.
-        tta: Views that are averaged besides the image itself: `flips`, `turns`, and scales.
-        dropout_passes: How often each network is asked with dropout at work; 1: once, without.
-        calibrated: Use the temperature and the thresholds that evaluation has fitted and left beside the checkpoint.
-        cog: Write rasters as Cloud Optimised GeoTIFFs.
-        device: `cpu`, `cuda`, or `auto`.
-        precision: Lightning's name of it; None: that of training.
-        trust: Packages besides segline's own whose networks the checkpoint may name.
-    """
-
-    checkpoint: str | Sequence[str]
-    also: Sequence[str] = ()
-    blend: str = "cores"
-    window: Sequence[int] | None = None
-    overlap: float | None = None
-    batch_size: int | None = None
-    tta: Sequence[str | float] = ()
-    dropout_passes: int = 1
-    calibrated: bool = False
-    cog: bool = False
-    device: str = "auto"
-    precision: str | None = None
-    trust: Sequence[str] = ()
-
-    def __post_init__(self) -> None:
-        for name, value in (("dropout_passes", self.dropout_passes), ("batch_size", self.batch_size)):
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; expected 1 or more")
 
 
 class Worker:
@@ -97,39 +53,13 @@ class Worker:
     def __init__(self, paths: Sequence[Path], settings: Settings, journal: Journal, quiet: bool = False) -> None:
         keep_freed()
         self.settings, self.journal, self.quiet = settings, journal, quiet
-        device = settings.device
-        if device == "auto" and "LOCAL_RANK" in os.environ:
-            device = _own_gpu(int(os.environ["LOCAL_RANK"]))
-        exact, passes = settings.blend == "exact", settings.dropout_passes
-        views = views_of(settings.tta, len(read_card(paths[0]).window))
-        if exact and len(views) > 1:
-            raise ValueError(
-                "blend=exact is what the network says to the image as it is; leave tta out, or set blend=gaussian"
-            )
-        members = [
-            open_member(
-                path,
-                device=device,
-                precision="32-true" if exact else settings.precision,
-                dropout=passes > 1,
-                trust=settings.trust,
-            )
-            for path in paths
-        ]
-        spread = "disagreement" in settings.also
-        self.ensemble = Ensemble(members, views, passes, spread)
-        if spread and self.ensemble.num_predictions == 1:
-            raise ValueError(
-                "disagreement is that of several predictions; set tta=[flips], dropout_passes=10, or name checkpoints"
-            )
-        self.card, self.labels = self.ensemble.card, self.ensemble.labels
-        self.tiling = choose_tiling(self.ensemble, settings.blend, settings.window, settings.overlap)
-        self.batch_size = settings.batch_size or choose_batch_size(self.ensemble, self.tiling.window)
+        self.predictor = Predictor(paths, settings)
+        self.labels = self.predictor.labels
 
     def work(self, jobs: Jobs) -> None:
         """Predict what of some files is not done and not held by another process."""
         left = [file for file, made in jobs.items() if not self.journal.done(file, list(made.values()))]
-        key = hashlib.sha256(json.dumps([self.journal.settings, asdict(self.tiling)]).encode()).hexdigest()
+        key = hashlib.sha256(json.dumps([self.journal.settings, asdict(self.predictor.tiling)]).encode()).hexdigest()
         # Of several processes the one that has started them shows how far they are.
         for file in tqdm(left, unit="file", desc="predict", disable=self.quiet or len(left) <= 1):
             made = jobs[file]
@@ -160,7 +90,7 @@ class Worker:
             self.journal.add(file)
 
     def _predict(self, file: Path, made: dict[str, Path], claim: Claim) -> None:
-        source = open_for(file, self.card)
+        source = open_for(file, self.predictor.card)
         layers = self._layers(made)
         with ExitStack() as stack:
             computed = claim.rows >= source.shape[0]
@@ -174,7 +104,16 @@ class Worker:
                 stack.enter_context(sink)
             if not (computed and all(sink.goes_on for sink in sinks.values())):
                 self._fill(source, sinks, claim, made["mask"].name)
-        finish(made, source, self.labels, self.settings.cog)
+            if "overlay" in made and "mask" in sinks:
+                from segline.overlay import draw_overlay  # with matplotlib, which others need not wait for
+
+                draw_overlay(source, sinks["mask"].read, self.labels, made["overlay"])
+        for name in POLYGONS & made.keys():
+            write_polygons(made["mask"], self.labels, made[name])
+        if self.settings.cog:
+            for name in layers:
+                if made[name].suffix.lower() in RASTER_SUFFIXES:
+                    as_cog(made[name])
 
     def _layers(self, made: dict[str, Path]) -> dict[str, Layer]:
         planes = {"probs": self.labels.names, "entropy": ("entropy",), "disagreement": ("disagreement",)}
@@ -186,16 +125,7 @@ class Worker:
         start = claim.rows if all(sink.goes_on for sink in sinks.values()) else 0
         claim.reach(start)
         rest = (slice(start, source.shape[0]), *(slice(0, size) for size in source.shape[1:]))
-        pieces = predict_tiles(
-            self.ensemble,
-            source,
-            self.ensemble.prepare(source),
-            batch_size=self.batch_size,
-            within=rest,
-            **asdict(self.tiling),
-        )
-        grid = tiles(source.shape, self.tiling.window, self.tiling.margin, self.tiling.multiple)
-        total = sum(tile.core[0].stop > start for tile in grid)
+        pieces, total = self.predictor.pieces(source, within=rest), self.predictor.num_tiles(source, start)
 
         def write(place: Window, values: NDArray[np.float32]) -> None:
             if place[0].start > claim.rows:  # all before is written: pieces come row by row
@@ -218,9 +148,7 @@ class Worker:
     def _planes(self, values: NDArray[np.float32], wanted: dict[str, Sink]) -> dict[str, NDArray[Any]]:
         """What is written of a piece `[K, *piece]` of probabilities, with the mean entropy of single predictions behind them."""
         probs = values[: self.labels.num_classes]
-        mask = self.labels.decide(probs[None])[0].astype(np.uint8)
-        mask[..., np.isnan(probs).all(0)] = IGNORE_INDEX  # no data in, no data out
-        planes: dict[str, NDArray[Any]] = {"mask": mask, "probs": probs}
+        planes: dict[str, NDArray[Any]] = {"mask": self.predictor.decide(probs), "probs": probs}
         if {"entropy", "disagreement"} & set(wanted):
             planes["entropy"] = unsure = self.labels.entropy(probs[None])
             planes["disagreement"] = np.maximum(unsure - values[-1:], 0)
@@ -243,24 +171,6 @@ def open_for(file: Path, card: Card) -> Source:
     if source.num_bands != channels:
         raise ValueError(f"{file} has {source.num_bands} bands, but the network was trained on {channels}{data}")
     return source
-
-
-def finish(made: dict[str, Path], source: Source, labels: Labels, cog: bool) -> None:
-    """Make of a mask that is whole what is made of whole masks."""
-
-
-def _own_gpu(rank: int) -> str:
-    """The GPU of a process, if there are any."""
-    import torch
-
-    count = torch.cuda.device_count()
-    return f"cuda:{rank % count}" if count else "cpu"
-
-
-def digest(path: Path) -> str:
-    """By which a checkpoint is known to be the same."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def main(request: str) -> None:

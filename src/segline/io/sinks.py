@@ -92,6 +92,11 @@ class Sink:
         """Take the values of a window: `[*window]` or `[P, *window]`."""
         self._map("r+")[(slice(None), *window)] = values
 
+    def read(self, window: Window) -> NDArray[Any]:
+        """What was written, as labels code a mask: `[*window]`, or `[P, *window]` for overlapping classes and real numbers."""
+        planes = np.array(self._map("r")[(slice(None), *window)])
+        return planes[0] if self.layer.labels is not None and self.layer.labels.exclusive else planes
+
     def _map(self, mode: Any) -> NDArray[Any]:
         # Mapped for one use alone: pages of a lasting map would count as this process's memory.
         return np.memmap(self._scratch, self.layer.dtype, mode, shape=self._shape)

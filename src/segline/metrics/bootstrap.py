@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -99,6 +99,40 @@ def ratio_interval(
         return ratio, float("nan"), float("nan")
     low, high = np.quantile(_resampled(totals, resamples, seed), [(1 - level) / 2, (1 + level) / 2])
     return ratio, float(low), float(high)
+
+
+def interval_of(
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    totals: ArrayLike,
+    groups: Sequence[object],
+    level: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> tuple[float, float]:
+    """Bounds of any statistic of sums over cases, such as the mean over classes of a score of the data set's counts.
+
+    Args:
+        statistic: Of sums `[R, ...]`, one value each, `[R]`.
+        totals: Of each case, `[N, ...]`.
+        groups: What each case belongs to, `[N]`.
+        level: As for `interval`, and so on.
+        resamples: Likewise.
+        seed: Likewise.
+
+    >>> interval_of(lambda sums: sums[:, 0] / sums[:, 1], [[2, 2], [0, 2]], ["a", "b"])
+    (0.0, 1.0)
+    """
+    counts = np.asarray(totals, np.float64)
+    names, places = np.unique(np.asarray(groups), return_inverse=True)
+    if len(names) < 2:
+        return float("nan"), float("nan")
+    of_group = np.zeros((len(names), *counts.shape[1:]))
+    np.add.at(of_group, places, counts)
+    # How often each group is drawn: sums of resampled groups are one product of matrices.
+    drawn = np.random.default_rng(seed).multinomial(len(names), np.full(len(names), 1 / len(names)), resamples)
+    values = statistic(np.tensordot(drawn.astype(np.float64), of_group, 1))
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def _resampled(totals: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:

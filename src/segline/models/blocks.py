@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -86,10 +88,12 @@ def pad_to_multiple(image: Tensor, stride: int) -> Tensor:
 
     A map of a single position has no spread, and so no norm.
     """
-    pads = [amount for size in reversed(image.shape[2:]) for amount in (0, -size % stride)]
-    if all(size <= stride for size in image.shape[2:]):
-        pads[1] += stride
-    return F.pad(image, pads) if any(pads) else image
+    counts: list[Any] = [(size + stride - 1) // stride for size in image.shape[2:]]
+    # No comparisons: an export follows one branch only, and has to hold for every size.
+    counts[-1] = torch.sym_max(counts[-1], 3 - functools.reduce(torch.sym_max, counts))
+    sizes = zip(reversed(image.shape[2:]), reversed(counts), strict=True)
+    pads = [amount for size, count in sizes for amount in (0, count * stride - size)]
+    return F.pad(image, pads) if torch.compiler.is_exporting() or any(pads) else image
 
 
 def crop(logits: Tensor, size: Sequence[int]) -> Tensor:

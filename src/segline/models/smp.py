@@ -86,5 +86,7 @@ class SMP(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of an image."""
-        stride = self.stride if min(image.shape[2:]) >= self.least else self.least
+        # Most have no larger least size, and then no comparison that an export would have to decide for every size.
+        small = self.least > self.stride and min(image.shape[2:]) < self.least
+        stride = self.least if small else self.stride
         return crop(self.network(pad_to_multiple(image, stride)), image.shape[2:])

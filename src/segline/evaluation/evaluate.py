@@ -1,0 +1,283 @@
+"""A trained network measured on whole cases, through the tiles that predict them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from segline import tables
+from segline.data.cases import Case
+from segline.data.datamodule import SegmentationDataModule
+from segline.evaluation import page
+from segline.evaluation.measure import CaseMeasures, Scale, measure_case
+from segline.evaluation.summary import slice_by_distance, slice_by_group, slice_by_size, summarise_classes
+from segline.evaluation.suspects import Suspect, find_suspects, sure_and_wrong
+from segline.examples import examples, show_place
+from segline.inference.members import locate_all
+from segline.inference.predictor import Predictor, Settings, calibration_path, digest
+from segline.io.normalize import BandStatistics
+from segline.io.source import MaskSource, Source, Window
+from segline.labels import IGNORE_INDEX
+from segline.metrics.calibration import Calibration, Reliability, apply_temperature
+from segline.metrics.fit import fit_temperature, fit_thresholds
+from segline.metrics.overlap import Overlap
+from segline.metrics.sample import PixelSample
+
+#: Pixels of a case up to which surfaces and objects are measured, for which the whole mask lies in memory.
+_LARGEST = 2**27
+#: Pixels that temperature and thresholds are fitted to.
+_FITTED = 2**18
+_SUSPECTS = 12
+
+
+@dataclass
+class Evaluation:
+    """What was measured on a part of the data.
+
+    Args:
+        scores: Of `segline.metrics.overlap`, as validation logs them.
+        rows: One plain row a case.
+        measures: Of the cases that are not too large for it.
+        reliability: Of all pixels.
+        suspects: The largest places where the network is sure and the label says otherwise.
+        unit: Of distances; that of sizes is its square or cube.
+        size_unit: Likewise.
+        confusion: Pixels, truth x prediction, `[K, K]`; None for overlapping labels.
+        large: Names of the cases that are too large.
+    """
+
+    reliability: Reliability
+    scores: dict[str, float] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    measures: list[CaseMeasures] = field(default_factory=list)
+    suspects: list[Suspect] = field(default_factory=list)
+    unit: str = ""
+    size_unit: str = ""
+    confusion: NDArray[np.int64] | None = None
+    large: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is measured besides Dice and IoU.
+
+    Args:
+        tolerance: Of surface Dice, in mm, m or pixels; None: the longest side of a pixel.
+        object_iou: Least IoU of an object and what finds it.
+    """
+
+    tolerance: float | None = None
+    object_iou: float = 0.5
+
+
+class Evaluator:
+    """Measures the cases of a data module with a predictor.
+
+    Args:
+        predictor: Trained networks.
+        data: Prepared, and normalised as the card says.
+        options: What is measured.
+        overlap: Makes the overlap metrics, as the run's config has them.
+    """
+
+    def __init__(
+        self, predictor: Predictor, data: SegmentationDataModule, options: Options, overlap: Any = Overlap
+    ) -> None:
+        self.predictor, self.data, self.options, self.overlap = predictor, data, options, overlap
+        self.labels = predictor.labels
+
+    def measure(self, split: str, cases: Sequence[Case]) -> Evaluation:
+        """Measure the cases of a part, each as a whole."""
+        overlap, evaluation = self.overlap(self.labels, len(cases)), Evaluation(Reliability(self.labels))
+        extra: list[dict[str, Any]] = []
+        with tqdm(total=len(cases), unit="case", desc=f"evaluate {split}") as bar:
+            for index, case in enumerate(cases):
+                extra.append(self._measure_case(index, case, overlap, evaluation))
+                bar.update()
+        evaluation.scores = overlap.compute()
+        evaluation.confusion = overlap.confusion.numpy() if self.labels.exclusive else None
+        for case, counted, more in zip(cases, overlap.case_table(), extra, strict=True):
+            counted.pop("case")
+            evaluation.rows.append({"split": split, "case": case.name, "group": case.group, **counted, **more})
+        evaluation.suspects = sorted(evaluation.suspects, key=lambda s: -s.pixels)[:_SUSPECTS]
+        return evaluation
+
+    def _measure_case(self, index: int, case: Case, overlap: Overlap, evaluation: Evaluation) -> dict[str, Any]:
+        """Count a case, and measure what needs it as a whole; what comes into its row besides counts."""
+        source, mask_source, statistics = self.data.open(case)
+        scale = Scale.of(source.geometry, source.shape)
+        evaluation.unit, evaluation.size_unit = scale.unit, scale.size_unit
+        large = int(np.prod(source.shape)) * self.labels.num_planes > _LARGEST
+        planes = (self.labels.num_planes, *source.shape) if not self.labels.exclusive else source.shape
+        whole = (
+            None if large else (np.zeros(planes, np.uint8), np.zeros(planes, np.uint8), np.zeros(source.shape, bool))
+        )
+        for place, probs, truth in self.pieces(source, mask_source, statistics):
+            pred = self.predictor.decide(probs)
+            overlap.update(_batch(pred), _batch(truth), torch.tensor([index]))
+            evaluation.reliability.update(probs, truth)
+            if whole is not None:
+                where: Any = (..., *place)
+                whole[0][where], whole[1][where] = pred, truth
+                whole[2][place] = sure_and_wrong(probs, pred, truth, self.labels)
+        if whole is None:
+            evaluation.large.append(case.name)
+            return {}
+        pred, truth, places = whole
+        instances = mask_source.instances(_all(source)) if hasattr(mask_source, "instances") else None
+        options = self.options
+        measures = measure_case(pred, truth, self.labels, scale, options.tolerance, options.object_iou, instances)
+        evaluation.measures.append(measures)
+        evaluation.suspects += find_suspects(case.name, places, pred, truth, self.labels)
+        return measures.row
+
+    def pieces(
+        self, source: Source, mask_source: MaskSource, statistics: BandStatistics | None
+    ) -> Iterator[tuple[Window, NDArray[np.float32], NDArray[np.uint8]]]:
+        """Probabilities `[K, *piece]` and truth of a case, piece by piece; where there is no data the truth is ignored."""
+        for place, values in self.predictor.pieces(source, statistics):
+            probs, truth = values[: self.labels.num_classes], mask_source.read(place)
+            truth[..., np.isnan(probs).all(0)] = IGNORE_INDEX
+            yield place, probs, truth
+
+    def sample(self, cases: Sequence[Case]) -> PixelSample:
+        """An even sample of the pixels of some cases."""
+        sample = PixelSample(self.labels, _FITTED)
+        for case in tqdm(cases, unit="case", desc="calibrate"):
+            for _, probs, truth in self.pieces(*self.data.open(case)):
+                sample.update(probs, truth)
+        return sample
+
+
+def _batch(mask: NDArray[np.uint8]) -> torch.Tensor:
+    """A mask as a batch of one, of the type that its counts are taken in."""
+    return torch.from_numpy(np.ascontiguousarray(mask, np.int64))[None]
+
+
+def _all(source: Source) -> Window:
+    return tuple(slice(0, size) for size in source.shape)
+
+
+def calibrate(settings: Settings, data: SegmentationDataModule) -> Calibration:
+    """Fit temperature and thresholds to the validation part, and leave them beside the checkpoint.
+
+    Raises:
+        ValueError: There are several checkpoints, or no validation part.
+    """
+    paths = locate_all(settings.checkpoint)
+    if len(paths) > 1:
+        raise ValueError("calibrate=true fits one checkpoint; name one of them at a time")
+    if not data.cases["val"]:
+        raise ValueError("calibrate=true needs a validation part; set data.val=0.2")
+    plain = Predictor(paths, replace(settings, calibrated=False))
+    labels = plain.labels
+    sample = Evaluator(plain, data, Options()).sample(data.cases["val"])
+    probs, mask = sample.probs, sample.mask
+    temperature = fit_temperature(probs, mask, labels)
+    scaled = apply_temperature(probs, temperature, labels)
+    calibration = Calibration(
+        temperature,
+        fit_thresholds(scaled, mask, labels),
+        "val",
+        len(mask),
+        digest(paths[0]),
+        _ece(probs, mask, labels),
+        _ece(scaled, mask, labels),
+    )
+    calibration.save(calibration_path(paths[0]))
+    shown = ", ".join(f"{name} {t:.2f}" for name, t in zip(labels.names, calibration.thresholds or [], strict=True))
+    print(
+        f"temperature {temperature:.2f}: calibration error {calibration.ece_before:.3f} -> {calibration.ece_after:.3f}; "
+        f"thresholds {shown}; left in {calibration_path(paths[0])}"
+    )
+    return calibration
+
+
+def _ece(probs: NDArray[np.float32], mask: NDArray[np.uint8], labels: Any) -> float:
+    reliability = Reliability(labels)
+    reliability.update(probs.T, mask if labels.exclusive else mask.T)
+    return reliability.ece
+
+
+def evaluate(
+    settings: Settings,
+    data: SegmentationDataModule,
+    split: str,
+    output: Path,
+    options: Options,
+    overlap: Any = Overlap,
+    title: str = "",
+) -> dict[str, Any]:
+    """Measure a part of the data, and leave tables, pictures and one page in a folder.
+
+    Args:
+        settings: How the networks are asked.
+        data: Prepared, with the cases of the part; normalised as the card says.
+        split: Name of the part.
+        output: Where everything goes.
+        options: What is measured.
+        overlap: Makes the overlap metrics.
+        title: Of the page.
+
+    Returns:
+        The summary, as `summary.json` holds it.
+    """
+    predictor = Predictor(locate_all(settings.checkpoint), settings)
+    cases, labels = data.cases[split], predictor.labels
+    evaluation = Evaluator(predictor, data, options, overlap).measure(split, cases)
+    summary: dict[str, Any] = {
+        "title": title,
+        "split": split,
+        "cases": len(cases),
+        "groups": len({case.group for case in cases}),
+        "unit": evaluation.unit,
+        "size_unit": evaluation.size_unit,
+        "tolerance": options.tolerance,
+        "object_iou": options.object_iou,
+        "calibrated": settings.calibrated,
+        "scores": {name: value for name, value in evaluation.scores.items() if value == value},
+        "classes": summarise_classes(evaluation.rows, evaluation.scores, evaluation.measures, labels),
+        "by_group": slice_by_group(evaluation.rows, labels),
+        "by_size": slice_by_size(evaluation.measures, labels),
+        "by_distance": slice_by_distance(evaluation.measures),
+        "ece": evaluation.reliability.ece,
+        "max_calibration_error": evaluation.reliability.max_error,
+        "reliability": evaluation.reliability.bins,
+        "large": evaluation.large,
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    tables.write_cases(output / "cases.parquet", evaluation.rows)
+    tables.write_json(output / "summary.json", summary)
+    for style, ending in (("markdown", "md"), ("latex", "tex")):
+        text = tables.class_table(evaluation.scores, labels, split, style)
+        (output / f"scores.{ending}").write_text(text + "\n")
+
+    def decide(
+        source: Source, statistics: BandStatistics | None, view: Window
+    ) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+        for place, values in predictor.pieces(source, statistics, view):
+            yield place, predictor.decide(values[: labels.num_classes])
+
+    shown = examples(cases, evaluation.rows, decide, data)
+    by_name = {case.name: case for case in cases}
+    places = [{**show_place(by_name[s.case], s.window, decide, data), "title": _say(s)} for s in evaluation.suspects]
+    page.write(output / "report.html", summary, evaluation.rows, evaluation.confusion, labels, shown, places)
+    print("\n" + tables.class_table(evaluation.scores, labels, split))
+    print("\n" + tables.further_table(summary))
+    print(f"\nreport: {output / 'report.html'}")
+    return summary
+
+
+def _say(suspect: Suspect) -> str:
+    where = ", ".join(
+        f"{name} {w.start + 1} to {w.stop}" for name, w in zip(("rows", "columns"), suspect.window[-2:], strict=True)
+    )
+    depth = f"slice {suspect.window[0].start + 1}, " if len(suspect.window) == 3 else ""
+    return f"{suspect.case}, {depth}{where}: labelled {suspect.label}, surely {suspect.pred} by the network ({suspect.pixels} pixels)"

@@ -1,0 +1,185 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import rasterio
+import torch
+import yaml
+from affine import Affine
+from omegaconf import OmegaConf
+from PIL import Image
+from tiny import make_card, make_network, predict_files, save
+
+from segline.config import compose, own_data
+from segline.evaluation.evaluate import Options
+from segline.inference.predictor import Settings, calibration_path
+from segline.io.open import open_image
+from segline.io.source import whole
+from segline.metrics.calibration import Calibration
+from segline.scoring import score
+
+RNG = np.random.default_rng(0)
+CLASSES = {f"class_{k}": k for k in range(3)}
+NAMES = tuple("abcdef")
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    """A network and its images; the masks are what it says, with some faults."""
+    (tmp_path / "set").mkdir()
+    for name in NAMES:
+        smooth = Image.fromarray(RNG.integers(0, 256, (8, 9, 3)).astype(np.uint8)).resize((110, 61))
+        smooth.save(tmp_path / "set" / f"{name}.png")
+    card = make_card(3, labels={"classes": CLASSES, "ignore": [255]})
+    network = make_network(card)
+    with torch.no_grad():  # surer of itself than it should be
+        network.head.weight *= 8
+        network.head.bias *= 8
+    path = save(tmp_path / "run" / "best.ckpt", card, network)
+    predict_files(path, str(tmp_path / "set"), str(tmp_path / "said"))
+    for name in NAMES:
+        mask = np.array(Image.open(tmp_path / "said" / f"{name}.png"))
+        mask = np.where(RNG.random(mask.shape) < 0.2, RNG.integers(0, 3, mask.shape), mask).astype(np.uint8)
+        mask[:10, :10] = 255
+        mask[25:60, 50:100] = 1
+        Image.fromarray(mask).save(tmp_path / "set" / f"{name}_mask.png")
+    return path
+
+
+def config(tmp_path: Path, checkpoint: str, *overrides: str) -> Any:
+    data = [
+        "data=folder",
+        f"data.images='{tmp_path}/set/{{name}}.png'",
+        f"data.masks='{tmp_path}/set/{{name}}_mask.png'",
+        "data.num_workers=0",
+    ]
+    return compose([f"checkpoint={checkpoint}", f"output={tmp_path / 'out'}", *data, *overrides], name="eval")
+
+
+def read(path: Path) -> np.ndarray:
+    return np.array(Image.open(path))
+
+
+def test_every_number_is_that_of_the_masks_that_prediction_writes(tmp_path: Path, checkpoint: str) -> None:
+    summary = score(config(tmp_path, checkpoint), "folder", Settings(checkpoint))
+    rows = {row["case"]: row for row in pq.read_table(tmp_path / "out" / "cases.parquet").to_pylist()}
+    assert sorted(rows) == list(NAMES)
+    tp = fp = fn = 0
+    for name in NAMES:
+        pred, mask = read(tmp_path / "said" / f"{name}.png"), read(tmp_path / "set" / f"{name}_mask.png")
+        counted = mask != 255
+        for k in range(3):
+            said, true = (pred == k) & counted, (mask == k) & counted
+            counts = [int((said & true).sum()), int((said & ~true).sum()), int((~said & true & counted).sum())]
+            assert [rows[name][f"{part}/class_{k}"] for part in ("tp", "fp", "fn")] == counts
+            assert rows[name][f"size_true/class_{k}"] == true.sum()
+            if k == 1:
+                tp, fp, fn = tp + counts[0], fp + counts[1], fn + counts[2]
+    assert summary["scores"]["iou/class_1"] == pytest.approx(tp / (tp + fp + fn))
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["classes"][1]["iou"] == pytest.approx(
+        tp / (tp + fp + fn)
+    )
+    assert (tmp_path / "out" / "scores.md").read_text().startswith("| Class")
+
+
+def test_the_page_holds_all_that_it_shows(tmp_path: Path, checkpoint: str) -> None:
+    summary = score(config(tmp_path, checkpoint), "folder", Settings(checkpoint))
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "http" not in page
+    assert page.count("data:image/webp;base64,") == 4
+    assert "labelled class_1" not in page  # titles are within the picture
+    assert "Look at these labels" in page
+    assert f"{summary['classes'][-1]['iou']:.3f}" in page
+    for name in (*CLASSES, *NAMES):
+        assert name in page
+
+
+def test_temperature_and_thresholds_are_fitted_to_validation_and_used_by_both_commands(
+    tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = Settings(checkpoint)
+    before = score(config(tmp_path, checkpoint, "split=val", "data.val=0.5"), "folder", settings)
+    asked = config(tmp_path, checkpoint, "split=val", "data.val=0.5", "calibrate=true")
+    after = score(asked, "folder", settings)
+    assert "temperature" in capsys.readouterr().out
+    calibration = Calibration.load(calibration_path(Path(checkpoint)))
+    assert calibration.split == "val"
+    assert calibration.ece_after <= calibration.ece_before + 1e-3
+    assert after["ece"] < before["ece"]
+    assert after["scores"]["dice"] >= before["scores"]["dice"]
+    image = str(tmp_path / "set" / "a.png")
+    for how, folder in (({}, "plain"), ({"calibrated": True}, "fitted")):
+        predict_files(checkpoint, image, str(tmp_path / folder), also=["probs"], **how)
+    sources = [open_image([tmp_path / folder / "a_probs.tif"]) for folder in ("plain", "fitted")]
+    plain, fitted = (np.log(np.maximum(source.read(whole(source.shape)), 1e-6)) for source in sources)
+    assert calibration.temperature > 1.2
+    # Divided by the temperature, up to what is the same for all classes.
+    known = (plain > -10).all(0)
+    difference = (plain - plain[:1])[:, known] / calibration.temperature
+    np.testing.assert_allclose((fitted - fitted[:1])[:, known], difference, atol=1e-2)
+
+
+def test_what_was_fitted_to_other_weights_is_not_used(tmp_path: Path, checkpoint: str) -> None:
+    image, out = str(tmp_path / "set" / "a.png"), str(tmp_path / "out")
+    with pytest.raises(ValueError, match=r"needs .*best\.calibration\.json; run src/eval\.py .*calibrate=true"):
+        predict_files(checkpoint, image, out, calibrated=True)
+    Calibration(1.5, None, "val", 10, "0" * 64, 0.2, 0.1).save(calibration_path(Path(checkpoint)))
+    with pytest.raises(ValueError, match="fitted to other weights"):
+        predict_files(checkpoint, image, out, calibrated=True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.labels.classes={a: 0, b: 1, c: 2}"], "has the exclusive classes a, b, c, but the network knows"),
+        (["split=tset"], "split is 'tset'; expected one of train, val, test, all"),
+        (["split=test"], r"the test part is empty; there is train \(5 cases\), val \(1 cases\)"),
+    ],
+)
+def test_what_does_not_fit_is_said(tmp_path: Path, checkpoint: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        score(config(tmp_path, checkpoint, *overrides), "folder", Settings(checkpoint))
+
+
+def test_areas_of_a_scene_are_square_metres(tmp_path: Path) -> None:
+    card = make_card(1)
+    path = save(tmp_path / "best.ckpt", card, make_network(card))
+    (tmp_path / "set").mkdir()
+    mask = np.zeros((64, 80), np.uint8)
+    mask[10:30, 10:50], mask[40:50] = 1, 2
+    place = Affine(2.0, 0, 5e5, 0, -2.0, 5e6)
+    for name in ("a", "b"):
+        for kind, values in (("", RNG.integers(0, 255, mask.shape).astype(np.uint8)), ("_mask", mask)):
+            profile = {"driver": "GTiff", "count": 1, "dtype": "uint8", "crs": "EPSG:32632", "transform": place}
+            with rasterio.open(tmp_path / "set" / f"{name}{kind}.tif", "w", height=64, width=80, **profile) as file:
+                file.write(values[None])
+    overrides = [f"data.images='{tmp_path}/set/{{name}}.tif'", f"data.masks='{tmp_path}/set/{{name}}_mask.tif'"]
+    summary = score(config(tmp_path, path, *overrides, "data.val=0.5"), "folder", Settings(path))
+    rows = pq.read_table(tmp_path / "out" / "cases.parquet").to_pylist()
+    assert (summary["unit"], summary["size_unit"], len(rows)) == ("m", "m²", 2)
+    assert rows[0]["size_true/class_1"] == 20 * 40 * 4
+
+
+def test_the_data_of_a_run_is_data_and_not_code(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "best.ckpt").write_text("")
+    assert own_data(str(run)) == {}
+    node = {
+        "_target_": "segline.data.folder.Data",
+        "labels": {"_target_": "segline.labels.Labels"},
+        "augment": {"a": 1},
+    }
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": node}))
+    assert own_data(str(run)) == own_data(str(run / "best.ckpt")) == {**node, "augment": None}
+    for bad, said in (({"_target_": "os.system"}, "os.system"), ({"root": "${oc.env:HOME}"}, "oc.env")):
+        (run / "config.yaml").write_text(yaml.safe_dump({"data": {**node, "deeper": [bad]}}))
+        with pytest.raises(ValueError, match=said):
+            own_data(str(run))
+
+
+def test_options_of_the_command_reach_the_measures() -> None:
+    assert set(Options.__dataclass_fields__) <= set(OmegaConf.to_container(compose(name="eval")))
