@@ -14,13 +14,13 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, SRC / "train.py", *arguments], capture_output=True, text=True, timeout=120)
 
 
-def run_light(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_light(*arguments: str, script: str = "train") -> subprocess.CompletedProcess[str]:
     """Run, and see to it that nothing was imported that takes seconds."""
     code = (
         "import runpy, sys\n"
-        f"sys.path.insert(0, {str(SRC)!r}); sys.argv = ['train.py', *{arguments!r}]\n"
+        f"sys.path.insert(0, {str(SRC)!r}); sys.argv = ['{script}.py', *{arguments!r}]\n"
         "try:\n"
-        f"    runpy.run_path({str(SRC / 'train.py')!r}, run_name='__main__')\n"
+        f"    runpy.run_path({str(SRC / f'{script}.py')!r}, run_name='__main__')\n"
         "finally:\n"
         "    print('HEAVY', sorted({'torch', 'pytorch_lightning', 'albumentations', 'wandb', 'matplotlib'} & set(sys.modules)))"
     )
@@ -46,6 +46,16 @@ def test_help_shows_every_group_and_choice_without_torch() -> None:
     ):
         assert f"{group}: " in shown.stdout
     assert "attention_unet, smp, unet" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("script", "taught"),
+    [("predict", "tta=[]"), ("eval", "calibrate=true"), ("export", "output=")],
+)
+def test_help_of_every_command_teaches_without_torch(script: str, taught: str) -> None:
+    shown = run_light("--help", script=script).stdout
+    assert f"python src/{script}.py checkpoint=" in shown
+    assert taught in shown
 
 
 @pytest.mark.parametrize(

@@ -73,7 +73,7 @@ def test_the_wheel_holds_the_package_and_its_configs_alone(dist: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert {f"segline/{name}" for name in CONFIGS} == {name for name in names if name.endswith(".yaml")}
-    assert "segline/py.typed" in names
+    assert {"segline/py.typed", "segline/evaluation/page.html"} < names
     assert {name.split("/")[0].split("-")[0] for name in names} == {"segline"}
 
 
@@ -84,7 +84,7 @@ def test_the_command_runs_far_from_the_checkout(installed: Path, tmp_path: Path)
         assert name in call(installed / "segline", "train", "--help", cwd=tmp_path)
 
 
-def test_it_trains_with_a_config_folder_of_the_user_on_top(installed: Path, tmp_path: Path) -> None:
+def test_it_trains_and_evaluates_with_a_config_folder_of_the_user_on_top(installed: Path, tmp_path: Path) -> None:
     model = tmp_path / "mine" / "model" / "tiny.yaml"
     model.parent.mkdir(parents=True)
     unet = (REPOSITORY / "conf" / "model" / "unet.yaml").read_text()
@@ -92,3 +92,5 @@ def test_it_trains_with_a_config_folder_of_the_user_on_top(installed: Path, tmp_
     overrides = ["model=tiny", "trainer=debug", "logger=none", f"hydra.run.dir={tmp_path / 'run'}"]
     call(installed / "segline", "train", "--config-dir", tmp_path / "mine", *overrides, cwd=tmp_path)
     assert list((tmp_path / "run").rglob("*.ckpt"))
+    call(installed / "segline", "eval", f"checkpoint={tmp_path / 'run'}", cwd=tmp_path)
+    assert (tmp_path / "run" / "eval" / "val" / "report.html").is_file()

@@ -182,8 +182,10 @@ class Labels:
         """Probabilities `[B, K, *S]` of logits `[B, K, *S]`; NumPy stays NumPy, a torch tensor stays one."""
         if isinstance(logits, np.ndarray):
             if self.exclusive:
-                exponents = np.exp(logits - logits.max(axis=1, keepdims=True))
-                return exponents / exponents.sum(axis=1, keepdims=True)
+                probs = logits - logits.max(axis=1, keepdims=True)
+                np.exp(probs, out=probs)  # in place: pages that are new cost more than the arithmetic
+                probs /= probs.sum(axis=1, keepdims=True)
+                return probs
             return 1 / (1 + np.exp(-logits))
         return logits.softmax(1) if self.exclusive else logits.sigmoid()
 

@@ -61,7 +61,7 @@ def _open_data(config: DictConfig, name: str, card: Card, path: Path) -> Segment
         )
     node = config.data
     with open_dict(node):
-        node.augment, node.seed = None, 0  # evaluation looks at files as they are, and draws nothing
+        node.augment = None  # evaluation looks at files as they are
         node.bands, node.spacing_mm, node.window, node.margin = card.bands, card.spacing_mm, card.window, card.margin
         node.in_channels, node.spatial_dims = card.network.get("in_channels", node.in_channels), len(card.window)
         if not node.labels.get("classes"):  # of data=folder, where nothing else is said

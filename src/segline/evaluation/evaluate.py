@@ -34,7 +34,7 @@ from segline.metrics.sample import PixelSample
 _LARGEST = 2**27
 #: Pixels that temperature and thresholds are fitted to.
 _FITTED = 2**18
-_SUSPECTS = 12
+_SUSPECTS = 8
 
 
 @dataclass
@@ -250,6 +250,7 @@ def evaluate(
         "ece": evaluation.reliability.ece,
         "max_calibration_error": evaluation.reliability.max_error,
         "reliability": evaluation.reliability.bins,
+        "suspects": [_say(suspect) for suspect in evaluation.suspects],
         "large": evaluation.large,
     }
     output.mkdir(parents=True, exist_ok=True)
@@ -280,4 +281,4 @@ def _say(suspect: Suspect) -> str:
         f"{name} {w.start + 1} to {w.stop}" for name, w in zip(("rows", "columns"), suspect.window[-2:], strict=True)
     )
     depth = f"slice {suspect.window[0].start + 1}, " if len(suspect.window) == 3 else ""
-    return f"{suspect.case}, {depth}{where}: labelled {suspect.label}, surely {suspect.pred} by the network ({suspect.pixels} pixels)"
+    return f"labelled {suspect.label}, surely {suspect.pred} ({suspect.pixels} pixels): {suspect.case}, {depth}{where}"

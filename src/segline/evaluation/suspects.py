@@ -70,10 +70,13 @@ def find_suspects(
     numbered, count = ndimage.label(thick, ndimage.generate_binary_structure(places.ndim, places.ndim))
     sizes = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
     boxes = ndimage.find_objects(numbered)
-    suspects = []
-    for number in np.argsort(-sizes, kind="stable")[:most]:
-        if sizes[number] < _LEAST:
+    suspects: list[Suspect] = []
+    for number in np.argsort(-sizes, kind="stable"):
+        if sizes[number] < _LEAST or len(suspects) == most:
             break
+        middle = [(part.start + part.stop) // 2 for part in boxes[number]]
+        if any(all(w.start <= m < w.stop for w, m in zip(s.window, middle, strict=True)) for s in suspects):
+            continue  # seen beside a larger one
         inside = numbered[boxes[number]] == number + 1
         of_label, of_pred = (labels.as_ids(array[(..., *boxes[number])])[inside] for array in (mask, pred))
         names = labels.id_names
