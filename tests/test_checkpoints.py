@@ -1,6 +1,7 @@
 import os
 import pickle
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,13 @@ from segline.checkpoints import BEST, read, read_network, write
 from segline.commit import remove_leftovers, temporary_path
 
 CARD = Card(
-    {"_target_": "segline.models.unet.UNet"}, {"classes": {"a": 1}}, {"scope": "case"}, None, None, [32, 32], [8, 8]
+    {"_target_": "segline.models.unet.UNet"},
+    {"classes": {"a": 0, "b": 1}},
+    {"scope": "case"},
+    None,
+    None,
+    [32, 32],
+    [8, 8],
 )
 
 
@@ -42,8 +49,31 @@ def test_a_failed_write_keeps_the_old_checkpoint_and_leaves_nothing(
     ("change", "said"),
     [
         ({"window": "large"}, r"the card's window is 'large'; expected a list"),
+        ({"window": [0, 32]}, "2 or 3 sizes in pixels"),
+        ({"window": [True, 32]}, "2 or 3 sizes in pixels"),
+        ({"window": [10**9, 10**9]}, "2 or 3 sizes in pixels"),
         ({"network": {}}, "names no network"),
-        ({"margin": [8]}, "a margin of other axes"),
+        ({"network": {"_target_": 3}}, "names no network: its _target_ is 3"),
+        ({"margin": [8]}, r"margin is \[8\], of other axes"),
+        ({"margin": [16, 16]}, "leaves nothing of its window"),
+        ({"bands": "all"}, "expected a list of numbers from 1 on, or null"),
+        ({"bands": [0]}, "expected a list of numbers from 1 on, or null"),
+        ({"spacing_mm": [1.0, 1.0]}, "expected 3 lengths for volumes"),
+        ({"trained_on": None}, "trained_on is None; expected a str"),
+        ({"labels": {"names": ["a"]}}, r"labels cannot be read .*'names'"),
+        ({"labels": {"classes": "ab"}}, "labels cannot be read"),
+        ({"network": {"_target_": "x.Y", "num_classes": 3}}, "network has 3 classes, but its labels 2"),
+        ({"normalize": {"scope": "world"}}, "expected one of dataset, case"),
+        ({"normalize": {"scope": "dataset"}}, "mean None and std None; expected a number a band"),
+        ({"normalize": {"scope": "dataset", "mean": [1.0], "std": [0.0]}}, "no std of 0"),
+        ({"normalize": {"scope": "dataset", "mean": [float("nan")], "std": [1.0]}}, "expected a number a band"),
+        (
+            {
+                "network": {"_target_": "x.Y", "in_channels": 3},
+                "normalize": {"scope": "dataset", "mean": [1.0], "std": [1.0]},
+            },
+            "takes 3 bands, but its normalize has 1",
+        ),
         ({"labels": None}, r"the card's labels is None; expected a dict"),
         ({"stride": 0}, r"the card's stride is 0; expected a number of pixels"),
     ],
@@ -90,6 +120,27 @@ def test_every_flipped_byte_of_the_weights_is_noticed(tmp_path: Path) -> None:
             read(path)
 
 
+def test_no_byte_of_a_checkpoint_can_break_the_program(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    write({"card": CARD.to_dict(), "state_dict": {"network.w": torch.arange(4.0)}}, path)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 0xFF]) + whole[place + 1 :])
+        # Some bytes nobody asks for, such as the time of the archive's parts.
+        with suppress(ValueError):
+            card, weights = read_network(path)
+            assert card == CARD
+            assert weights["w"].tolist() == [0, 1, 2, 3]
+
+
+def test_a_small_checkpoint_that_unpacks_to_a_large_one_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x/data.pkl", bytes(2**22))
+    with pytest.raises(ValueError, match="claims more bytes than it has"):
+        read(path)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
 def test_a_truncated_checkpoint_is_refused(tmp_path: Path, share: float) -> None:
     path = tmp_path / "x.ckpt"
@@ -109,7 +160,7 @@ def test_a_checkpoint_with_code_is_refused_and_not_run(tmp_path: Path, monkeypat
     monkeypatch.setenv("CANARY", str(canary))
     path = tmp_path / "x.ckpt"
     torch.save({"state_dict": Payload()}, path)
-    with pytest.raises(ValueError, match="more than tensors and plain data"):
+    with pytest.raises(ValueError, match=r"x\.ckpt holds more than tensors and plain data, such as posix\.mkdir, and"):
         read(path)
     path.write_bytes(pickle.dumps(Payload()))
     with pytest.raises(ValueError, match="not a checkpoint"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ if TYPE_CHECKING:  # prediction by ONNX Runtime asks this module where a checkpo
 BEST = "best.ckpt"
 #: Everything that is needed to go on: weights, optimizer, progress, random numbers.
 RESUME = "resume.ckpt"
+#: How torch names what a checkpoint would have it import.
+_NAMED = re.compile(r"GLOBAL ([\w.]*\w)")
 
 
 def write(checkpoint: dict[str, Any], path: Path) -> None:
@@ -44,30 +47,52 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: The file is missing, damaged, or holds anything but tensors and plain data.
     """
-    import torch
-
     if not path.is_file():
         raise ValueError(f"there is no checkpoint {path}; expected a run folder of src/train.py or a .ckpt file in one")
+    _check_archive(path)
+    import torch  # seconds, which a damaged file need not wait for
+
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = _NAMED.search(str(error))
+        reason = f", such as {named.group(1)}," if named else ""
+        raise ValueError(
+            f"{path} holds more than tensors and plain data{reason} and is not read: it could run code; "
+            "expected a checkpoint that src/train.py wrote"
+        ) from error
+    except Exception as error:  # of whatever kind a stranger's bytes bring about
+        raise ValueError(f"{path} is damaged ({_in_short(error)}); use another checkpoint of the run") from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(f"{path} holds a {type(checkpoint).__name__}; expected a checkpoint that src/train.py wrote")
+    return checkpoint
+
+
+def _check_archive(path: Path) -> None:
+    """Read every byte once: torch does not compare the checksums."""
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is truncated: it is empty; use another checkpoint of the run")
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch.load does not compare the checksums
-        if damaged:
-            raise ValueError(
-                f"{path} is damaged: the checksum of {damaged} does not fit; use another checkpoint of the run"
-            )
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+            # torch stores without compression; unpacked a small file could fill the memory.
+            if sum(info.file_size for info in archive.infolist()) > path.stat().st_size:
+                raise zipfile.BadZipFile("it claims more bytes than it has")
+            damaged = archive.testzip()
     except zipfile.BadZipFile as error:
         raise ValueError(
             f"{path} is not a checkpoint or is truncated ({error}); use another checkpoint of the run"
         ) from error
-    except (pickle.UnpicklingError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # zipfile has no one kind for names, sizes and versions that cannot be
+        raise ValueError(f"{path} is damaged ({_in_short(error)}); use another checkpoint of the run") from error
+    if damaged:
         raise ValueError(
-            f"{path} holds more than tensors and plain data and is not read ({reason}); segline's own checkpoints do not"
-        ) from error
-    if not isinstance(checkpoint, dict):
-        raise ValueError(f"{path} holds a {type(checkpoint).__name__}; expected a checkpoint that src/train.py wrote")
-    return checkpoint
+            f"{path} is damaged: the checksum of {damaged} does not fit; use another checkpoint of the run"
+        )
+
+
+def _in_short(error: Exception) -> str:
+    """The first sentence of an error, or what kind it is."""
+    return str(error).partition("\n")[0].partition(". ")[0] or type(error).__name__
 
 
 def locate(checkpoint: str | Path) -> Path:

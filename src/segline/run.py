@@ -132,8 +132,12 @@ def _asked(config: DictConfig) -> dict[str, Any]:
     trainer, plain = config.trainer, _plain(config)
     precision = trainer.precision
     device = {"gpu": "cuda"}.get(trainer.accelerator, trainer.accelerator)
+    asked = {name: plain[name] for name in ASKED if name in plain}
+    for name in ("also", "tta"):  # also=gpkg is one name, not four letters
+        if name in asked and not isinstance(asked[name], list):
+            asked[name] = [asked[name]]
     return {
-        **{name: plain[name] for name in ASKED if name in plain},
+        **asked,
         "device": device,
         "precision": None if precision == "auto" else PRECISIONS.get(str(precision), precision),
     }

@@ -204,7 +204,7 @@ def test_a_model_without_a_card_of_ours_is_refused(model: Path, change: Callable
 @pytest.mark.parametrize("change", [{"window": [8, 8, 8], "margin": [1, 1, 1]}, {"labels": make_card(3, 2, 4).labels}])
 def test_a_model_of_another_card_is_refused(model: Path, change: dict[str, Any]) -> None:
     alter(model, swap_card(**change))
-    with pytest.raises(ValueError, match="is not the network of its card"):
+    with pytest.raises(ValueError, match=r"is not the network of its card|has 3 classes, but its labels 4"):
         open_member(model, device="cpu")
 
 

@@ -175,7 +175,7 @@ def test_the_same_command_does_what_is_left(
 
     assert predict() == {"a.png", "b.png", "c.png"}
     assert predict() == set()
-    assert "3 of 3 files are done already" in capsys.readouterr().out
+    assert "3 of 3 files done already" in capsys.readouterr().out
     (tmp_path / "out" / "b.png").unlink()
     pictures(tmp_path / "in", "c.png")  # written anew
     assert predict() == {"b.png", "c.png"}

@@ -159,7 +159,9 @@ def test_a_truncated_raster_is_refused_wherever_it_was_cut(tmp_path: Path, compr
     for length in range(0, len(data) - 1, 97):
         cut = tmp_path / f"{length}.tif"
         cut.write_bytes(data[:length])
-        with pytest.raises(ValueError, match=rf"{length}\.tif (is not a whole TIFF|cannot be read at rows 0 to 32)"):
+        with pytest.raises(
+            ValueError, match=rf"{length}\.tif (is empty|is not a whole TIFF|cannot be read at rows 0 to 32)"
+        ):
             open_image([cut]).read(whole((32, 32)))
 
 
@@ -173,7 +175,7 @@ def test_a_virtual_raster_in_disguise_is_refused(tmp_path: Path) -> None:
     )
     with rasterio.open(disguised) as followed:  # it works: rasterio alone would follow it
         assert followed.read().sum() == 16
-    with pytest.raises(ValueError, match=r"innocent\.tif is not a whole TIFF"):
+    with pytest.raises(ValueError, match=r"innocent\.tif is a virtual raster"):
         open_image([disguised])
 
 

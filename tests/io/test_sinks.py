@@ -1,3 +1,4 @@
+import gzip
 import os
 import stat
 from pathlib import Path
@@ -11,6 +12,7 @@ from affine import Affine
 from PIL import Image
 from rasterio.enums import ColorInterp
 
+from segline.io import volume
 from segline.io.open import BandsSource, open_image, open_mask
 from segline.io.sinks import Layer, open_sink
 from segline.io.source import Source, whole
@@ -122,6 +124,30 @@ def test_a_volume_has_the_affine_axes_and_codes_of_its_image(tmp_path: Path, nam
     assert (ours.header["cal_max"], ours.header["cal_min"]) == (0, 0)
     canonical = nib.as_closest_canonical(ours).get_fdata().transpose(2, 1, 0)
     assert np.array_equal(canonical, mask)
+
+
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+@pytest.mark.parametrize("kind", [nib.Nifti1Image, nib.Nifti2Image])
+def test_a_volume_is_written_slab_by_slab_as_nibabel_writes_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, kind: Any
+) -> None:
+    monkeypatch.setattr(volume, "_SLAB", 40)
+    header = kind.header_class(endianness=">")
+    header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"of the scanner"))
+    header.set_data_dtype(">i2")
+    (tmp_path / "in").mkdir()
+    nib.save(kind(np.zeros((4, 5, 6), np.int16), np.diag([-1.0, 2.0, -3.0, 1.0]), header), tmp_path / "in" / name)
+    image, layer = open_image([tmp_path / "in" / name]), Layer(("one", "two"))
+    values = RNG.random((2, *image.shape)).astype(np.float32)
+    with open_sink(tmp_path / name, image, layer) as sink:
+        sink.write(whole(image.shape), values)
+    ours = nib.load(tmp_path / name)
+    assert (type(ours), ours.header.endianness, ours.shape) == (kind, ">", (4, 5, 6, 2))
+    assert [extension.get_content() for extension in ours.header.extensions] == [b"of the scanner"]
+    assert np.array_equal(nib.as_closest_canonical(ours).get_fdata().transpose(3, 2, 1, 0), values)
+    nib.save(kind(np.asanyarray(ours.dataobj), ours.affine, ours.header), tmp_path / f"again_{name}")
+    unpack = gzip.decompress if name.endswith(".gz") else bytes
+    assert unpack((tmp_path / name).read_bytes()) == unpack((tmp_path / f"again_{name}").read_bytes())
 
 
 def test_a_mask_of_a_resampled_volume_is_on_the_files_own_grid(tmp_path: Path) -> None:

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import ndimage
 
 from segline.io import volume
 from segline.io.open import open_image
 from segline.io.source import whole
-from segline.io.volume import VolumeFile, VolumeSource, resample, to_native
+from segline.io.volume import VolumeFile, VolumeSource, native_slabs, resample
 
 RNG = np.random.default_rng(0)
 #: All 48 ways in which a file's axes may run.
@@ -20,6 +21,10 @@ ORIENTATIONS = [
     for axes in itertools.permutations(["RL", "AP", "SI"])
     for ways in itertools.product([0, 1], repeat=3)
 ]
+
+
+def to_native(values: np.ndarray, like: VolumeFile, order: int) -> np.ndarray:
+    return np.concatenate(list(native_slabs(values, like, order)), 2)
 
 
 def oriented(path: Path, codes: str, tilt: float = 0.0, dtype: type = np.int16) -> tuple[Path, np.ndarray, np.ndarray]:
@@ -71,11 +76,9 @@ def test_geometry_places_the_canonical_grid_in_the_world(tmp_path: Path, codes: 
 
 @pytest.mark.parametrize("codes", ORIENTATIONS)
 def test_a_mask_comes_back_to_the_files_own_axes(tmp_path: Path, codes: str) -> None:
-    path, voxels, affine = oriented(tmp_path / "a.nii", codes)
+    path, voxels, _ = oriented(tmp_path / "a.nii", codes)
     like = VolumeFile(path)
-    native, image = to_native(like.read_raw(whole(like.shape)), like, 0)
-    assert np.array_equal(native, voxels)
-    assert np.array_equal(image.affine, affine)
+    assert np.array_equal(to_native(like.read_raw(whole(like.shape)), like, 0), voxels)
 
 
 def test_a_mask_of_a_resampled_volume_comes_back_to_its_grid(tmp_path: Path) -> None:
@@ -84,7 +87,7 @@ def test_a_mask_of_a_resampled_volume_comes_back_to_its_grid(tmp_path: Path) -> 
     nib.save(nib.Nifti1Image(blocks, np.diag([-1.0, 1.0, 2.0, 1.0])), path)
     like = VolumeFile(path, spacing_mm=[1.0, 0.5, 0.5], order=0)
     assert like.shape == (16, 24, 16)
-    assert np.array_equal(to_native(like.read_raw(whole(like.shape)), like, 0)[0], blocks)
+    assert np.array_equal(to_native(like.read_raw(whole(like.shape)), like, 0), blocks)
 
 
 def linear(values: np.ndarray, at: float) -> float:
@@ -114,6 +117,62 @@ def test_resampled_labels_are_those_of_the_nearest_voxel(
         # On the border between two voxels either is right.
         near = itertools.product(*({int(a - 1e-6), min(int(a + 1e-6), n - 1)} for a, n in zip(at, before, strict=True)))
         assert got[place] in [labels[p] for p in near]
+
+
+def zoomed(values: np.ndarray, shape: tuple[int, ...], order: int) -> np.ndarray:
+    """What scipy makes of the whole at once."""
+    factors = [m / n for n, m in zip(values.shape, shape, strict=True)]
+    values = values.astype(np.float32) if order else values
+    found: np.ndarray = ndimage.zoom(values, factors, order=order, mode="nearest", grid_mode=True)
+    return found
+
+
+@given(st.data(), st.tuples(*[st.integers(1, 9)] * 3), st.tuples(*[st.integers(1, 12)] * 3), st.sampled_from([0, 1]))
+def test_a_part_is_that_of_the_whole_as_scipy_resamples_it(
+    data: st.DataObject, before: tuple[int, int, int], after: tuple[int, int, int], order: int
+) -> None:
+    values = np.random.default_rng(0).integers(0, 30000, before).astype(np.int16)
+    starts = [data.draw(st.integers(0, n - 1)) for n in after]
+    part = tuple(slice(a, data.draw(st.integers(a + 1, n))) for a, n in zip(starts, after, strict=True))
+    expected = zoomed(values, after, order)
+    for got, wanted in (
+        (resample(values, after, order), expected),
+        (resample(values, after, order, part), expected[part]),
+    ):
+        assert got.dtype == wanted.dtype
+        if order:
+            np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-2)  # of 30000
+        else:
+            assert np.array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("codes", ORIENTATIONS)
+@pytest.mark.parametrize("order", [0, 1])
+def test_a_volume_that_is_resampled_slab_by_slab_is_as_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, codes: str, order: int
+) -> None:
+    path, _, _ = oriented(tmp_path / "a.nii.gz", codes)
+    native = VolumeFile(path)
+    values = native.read_raw(whole(native.shape))
+    monkeypatch.setattr(volume, "_SLAB", 50)
+    source = VolumeFile(path, [0.8, 1.7, 2.3], order)
+    assert source.shape != native.shape
+    got = source.read_raw(whole(source.shape))
+    np.testing.assert_allclose(got, zoomed(values, source.shape, order), rtol=1e-5)
+    back = list(native_slabs(got, source, order))
+    assert len(back) > 1
+    # The file's own axes are those of the canonical grid, permuted and turned.
+    turned = nib.as_closest_canonical(nib.Nifti1Image(np.concatenate(back, 2), nib.load(path).affine))
+    np.testing.assert_allclose(turned.get_fdata().transpose(2, 1, 0), zoomed(got, native.shape, order), rtol=1e-5)
+
+
+def test_what_is_no_data_spreads_no_further_than_its_neighbours() -> None:
+    values = np.zeros((1, 1, 5), np.float32)
+    values[..., 2] = np.nan
+    # Three voxels of each: those in the middle of the ones beside it have nothing of it.
+    assert np.flatnonzero(np.isnan(resample(values, (1, 1, 15), 1))).tolist() == [5, 6, 7, 8, 9]
+    values[..., 2] = np.inf
+    assert np.flatnonzero(~np.isfinite(resample(values, (1, 1, 15), 1))).tolist() == [5, 6, 7, 8, 9]
 
 
 def test_the_spacing_asked_for_is_the_spacing_read(tmp_path: Path) -> None:
@@ -212,6 +271,17 @@ def test_damage_deep_inside_a_compressed_volume_is_said(tmp_path: Path) -> None:
     (tmp_path / "b.nii.gz").write_bytes(data)
     source = VolumeSource(tmp_path / "b.nii.gz")
     with pytest.raises(ValueError, match=r"b\.nii\.gz is truncated or damaged .*copy it again"):
+        source.read(whole(source.shape))
+
+
+def test_damage_that_unpacks_all_the_same_is_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii.gz"
+    nib.save(nib.Nifti1Image(RNG.integers(0, 1000, (96, 96, 96)).astype(np.int16), np.eye(4)), path)
+    data = bytearray(gzip.compress(gzip.decompress(path.read_bytes()), 0))  # stored: any byte is a right one
+    data[-1000] ^= 1
+    path.write_bytes(data)
+    source = VolumeSource(path)
+    with pytest.raises(ValueError, match=r"a\.nii\.gz is truncated or damaged .*CRC"):
         source.read(whole(source.shape))
 
 

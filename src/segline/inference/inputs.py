@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from segline.inference.journal import JOURNAL
 from segline.io.image import FORMATS
 from segline.io.open import IMAGE_SUFFIXES
 from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
@@ -61,12 +62,16 @@ def plan_outputs(files: Sequence[Path], folder: Path, also: Sequence[str] = ()) 
     Returns:
         Of each file the paths by what they hold: `mask`, and the names of `also`.
 
+    Results of an earlier call, which a pattern finds in a `folder` inside the input's, are left out.
+
     Raises:
-        ValueError: An extra that does not exist, or a result that would lie over an input or over another result.
+        ValueError: An extra that does not exist, a result that would lie over an input or over another result, or an input that lies
+            among the results.
     """
     if unknown := [name for name in also if name not in EXTRAS]:
         raise ValueError(f"also names {unknown[0]!r}; expected some of {', '.join(EXTRAS)}")
-    shared = os.path.commonpath([file.parent.resolve() for file in files])
+    files = _without_results(files, folder)
+    shared = _shared(files)
     jobs = {}
     for file in files:
         path = folder / file.resolve().relative_to(shared)
@@ -82,6 +87,27 @@ def plan_outputs(files: Sequence[Path], folder: Path, also: Sequence[str] = ()) 
         both = " and ".join(str(file) for file, made in jobs.items() if twice[0] in made.values())
         raise ValueError(f"what is made of {both} would both be {twice[0]}; predict them into different folders")
     return jobs
+
+
+def _without_results(files: Sequence[Path], folder: Path) -> list[Path]:
+    """Leave out what lies in the folder of the results, if that is inside the folder of the input and results are what it holds."""
+    target = folder.resolve()
+    kept = [file for file in files if target not in file.resolve().parents]
+    if len(kept) == len(files) or _shared(files) not in target.parents:
+        return list(files)
+    within = next(file for file in files if file not in kept)
+    # Between a mask and its line in the journal other processes see the claim alone.
+    if not (folder / JOURNAL).exists() and not any(folder.rglob(".*.claim")):
+        raise ValueError(
+            f"{within} is an input and lies in output={folder}, where results could be overwritten or taken for inputs; name another folder"
+        )
+    if not kept:
+        raise ValueError(f"all of the input lies among the results in output={folder}; name another folder")
+    return kept
+
+
+def _shared(files: Sequence[Path]) -> Path:
+    return Path(os.path.commonpath([file.parent.resolve() for file in files]))
 
 
 def _mask_path(path: Path) -> Path:

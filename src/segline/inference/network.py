@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,17 @@ def open_checkpoint(
     """
     card, weights = read_network(path)
     labels = Labels(**card.labels)
-    network, place = build_network(card, trust), _device(device)
+    place = _device(device)
+    try:
+        network = build_network(card, trust, weights)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     try:
         network.load_state_dict(weights)
     except RuntimeError as error:
-        raise ValueError(f"{path}: the checkpoint's weights do not fit the network of its card ({error})") from error
+        raise ValueError(
+            f"{path}: the checkpoint's weights do not fit the network of its card ({error}); use another checkpoint of the run"
+        ) from error
     network = network.to(memory_format=memory_format(2 + len(card.window))).to(place).eval()
     if dropout:
         _leave_dropout(network, path)
@@ -50,7 +56,8 @@ def open_checkpoint(
         return labels.probs(logits if temperature == 1 else logits / temperature)
 
     call = on_arrays(network, place, precision or card.precision, finish)
-    return Member(card, call, getattr(network, "stride", None), place.type)
+    stride = getattr(network, "stride", None)  # of a network of the user's it may be something else
+    return Member(card, call, stride if isinstance(stride, int) else None, place.type)
 
 
 def _device(name: str) -> torch.device:
@@ -72,8 +79,15 @@ def _leave_dropout(network: torch.nn.Module, path: Path) -> None:
         module.train()
 
 
-def build_network(card: Card, trust: Sequence[str] = ()) -> torch.nn.Module:
+def build_network(
+    card: Card, trust: Sequence[str] = (), weights: Mapping[str, torch.Tensor] | None = None
+) -> torch.nn.Module:
     """The network that a card names, with its arguments and nothing else.
+
+    Args:
+        card: Of a checkpoint.
+        trust: Packages besides segline's own whose networks it may name.
+        weights: What the network will hold; one of other sizes is refused before it takes any memory.
 
     Raises:
         ValueError: The card names something outside `segline.models`, and not in a package that `trust` lists.
@@ -97,12 +111,32 @@ def build_network(card: Card, trust: Sequence[str] = ()) -> torch.nn.Module:
         raise ValueError(f"the checkpoint's network is {target}, which is not a torch.nn.Module")
     if "encoder_weights" in arguments:
         arguments["encoder_weights"] = None  # the checkpoint holds better ones
+    if weights is not None and module.startswith("segline.models."):
+        _check_sizes(kind, arguments, weights)
     try:
         return kind(**arguments)
-    except TypeError as error:
+    except Exception as error:  # of whatever kind a stranger's arguments bring about
         raise ValueError(
             f"the checkpoint's arguments do not fit {target} ({error}); use the segline that wrote it"
         ) from error
+
+
+def _check_sizes(kind: type[torch.nn.Module], arguments: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> None:
+    """Refuse a network of other sizes than its weights: a card of a few bytes could ask for more than the memory."""
+    try:
+        with torch.device("meta"):  # sizes, and no values
+            asked = kind(**arguments).state_dict()
+    except (
+        Exception
+    ):  # arguments that cannot be are said by the true network; and some encoders compute while they are built
+        return
+    came = {name: list(getattr(w, "shape", [])) for name, w in weights.items()}
+    for name, w in asked.items():
+        if came.get(name) != list(w.shape):
+            raise ValueError(
+                f"the checkpoint's weights do not fit the network of its card: {name} is {came.get(name, 'missing')}, "
+                f"expected {list(w.shape)}; use another checkpoint of the run"
+            )
 
 
 def on_arrays(

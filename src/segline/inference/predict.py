@@ -47,7 +47,7 @@ def predict_files(input: str, output: str, settings: Settings, processes: int = 
     left = {file: made for file, made in jobs.items() if not journal.done(file, list(made.values()))}
     if len(left) < len(jobs):
         known = len(jobs) - len(left)
-        print(f"{known} of {len(jobs)} files are done already, by the same checkpoint and settings", flush=True)
+        print(f"{known} of {_count(len(jobs), 'file')} done already, by the same checkpoint and settings", flush=True)
     if processes > 1 and len(left) > 1:
         request = json.dumps({"input": input, "output": output, "settings": asdict(settings), "since": journal.since})
         _share(request, min(processes, len(left)), left, journal)
@@ -88,11 +88,19 @@ def _share(request: str, processes: int, left: Jobs, journal: Journal) -> None:
 
 def _conclude(jobs: Jobs, journal: Journal, output: str, labels: Labels) -> list[Path]:
     """Say what was done and what not."""
-    done = [made["mask"] for file, made in jobs.items() if journal.done(file, list(made.values()))]
+    made = [paths for file, paths in jobs.items() if journal.done(file, list(paths.values()))]
     faults = [fault for file in jobs if (fault := journal.fault(file)) is not None]
-    print(f"{len(done)} mask{'s' if len(done) != 1 else ''} in {output}: {', '.join(labels.names)}")
-    if left := len(jobs) - len(done) - len(faults):
-        print(f"{left} of {len(jobs)} files are held by other processes, or were left by ones that failed")
+    extras = [name for name in made[0] if name != "mask"] if made else []
+    also = f", each with {', '.join(extras)}" if extras else ""
+    print(f"{_count(len(made), 'mask')} in {output}{also}; classes: {', '.join(labels.names)}")
+    if left := len(jobs) - len(made) - len(faults):
+        print(f"{left} of {_count(len(jobs), 'file')} held by other processes, or left by ones that failed")
     if faults:
-        raise ValueError("\n  ".join([f"{len(faults)} of {len(jobs)} files could not be predicted:", *faults]))
-    return done
+        raise ValueError(
+            "\n  ".join([f"{len(faults)} of {_count(len(jobs), 'file')} could not be predicted:", *faults])
+        )
+    return [paths["mask"] for paths in made]
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -23,8 +23,9 @@ from segline.inference.inputs import POLYGONS, Jobs, find_inputs, plan_outputs
 from segline.inference.journal import Claim, Journal
 from segline.inference.members import locate_all
 from segline.inference.predictor import Predictor, Settings, digest
+from segline.inference.ranges import doubt_range
 from segline.io.cog import as_cog
-from segline.io.open import open_image
+from segline.io.open import BandsSource, open_image
 from segline.io.polygons import write_polygons
 from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.io.sinks import Layer, Sink, discard, is_whole, open_sink
@@ -103,6 +104,8 @@ class Worker:
             for sink in sinks.values():
                 stack.enter_context(sink)
             if not (computed and all(sink.goes_on for sink in sinks.values())):
+                if doubt := doubt_range(source, self.predictor.card):
+                    tqdm.write(f"warning: {doubt}", file=sys.stderr)
                 self._fill(source, sinks, claim, made["mask"].name)
             if "overlay" in made and "mask" in sinks:
                 from segline.overlay import draw_overlay  # with matplotlib, which others need not wait for
@@ -161,15 +164,28 @@ def open_for(file: Path, card: Card) -> Source:
     Raises:
         ValueError: The file cannot be read, or is of another kind than the network was trained on.
     """
-    source = open_image([file], bands=card.bands, spacing_mm=card.spacing_mm)
-    channels = card.network.get("in_channels", source.num_bands)  # a network of the user's may go by another name
+    source = open_image([file], spacing_mm=card.spacing_mm)
     data = f" ({card.trained_on})" if card.trained_on else ""
     if len(source.shape) != len(card.window):
+        wanted = "volumes (.nii, .nii.gz)" if len(card.window) == 3 else "pictures or rasters"
         raise ValueError(
-            f"{file} has {len(source.shape)} dimensions, but the network was trained on {len(card.window)}{data}"
+            f"{file} has {len(source.shape)} dimensions, but the network was trained on {len(card.window)}{data}; give it {wanted}"
         )
-    if source.num_bands != channels:
-        raise ValueError(f"{file} has {source.num_bands} bands, but the network was trained on {channels}{data}")
+    if card.bands is not None and max(card.bands) > source.num_bands:
+        raise ValueError(
+            f"{file} has {source.num_bands} bands, but the network was trained on bands {card.bands}{data} of its files; "
+            "give it files with those bands at the same places"
+        )
+    if card.bands is not None:
+        source = BandsSource([source], card.bands)
+    # A network of the user's may call its channels by another name.
+    trained = card.network.get("in_channels", len(card.normalize.get("mean") or ()) or source.num_bands)
+    if source.num_bands != trained:
+        which, both = ("all of", source.num_bands) if source.num_bands < trained else ("only", trained)
+        raise ValueError(
+            f"{file} has {source.num_bands} bands, but the network was trained on {trained}{data}; "
+            f"give it files with {which} those {trained}, or train with data.bands={list(range(1, both + 1))}"
+        )
     return source
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from segline.io.content import check_content
 from segline.io.image import FORMATS, ImageSource
 from segline.io.masks import EncodedMask, ObjectsMask, raw_mask, volume_mask
 from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
@@ -69,6 +70,8 @@ def _open_one(path: Path, spacing_mm: Sequence[float] | None) -> Source:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     name = path.name.lower()
+    if name.endswith(IMAGE_SUFFIXES):
+        check_content(path)
     if name.endswith(tuple(FORMATS)):
         return ImageSource(path)
     if name.endswith(RASTER_SUFFIXES):

@@ -78,8 +78,10 @@ class RasterFile:
                 values: NDArray[Any] = self.dataset.read(bands, window=place)
                 return values
         except RasterioError as error:
+            reason = error.__cause__ or error  # rasterio's own words only point to it
             raise ValueError(
-                f"{self.path} cannot be read at rows {rows.start} to {rows.stop} ({error}); the file is damaged or truncated"
+                f"{self.path} cannot be read at rows {rows.start} to {rows.stop} ({reason}); "
+                "it is truncated or damaged: export or copy it again"
             ) from error
 
     def __getstate__(self) -> dict[str, Any]:

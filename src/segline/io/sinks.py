@@ -23,7 +23,7 @@ from rasterio.windows import Window as RasterWindow
 from segline.commit import committed
 from segline.io.raster import ENVIRONMENT, RasterSource
 from segline.io.source import Source, Window
-from segline.io.volume import VolumeSource, to_native
+from segline.io.volume import VolumeSource, load, native_slabs
 from segline.labels import IGNORE_INDEX, Labels
 
 #: Edge of the blocks that a TIFF is written in.
@@ -197,15 +197,22 @@ def _blocks(height: int, width: int) -> Iterator[tuple[slice, slice]]:
 
 def save_volume(planes: NDArray[Any], path: Path, like: VolumeSource, layer: Layer) -> None:
     """NIfTI on the input's own grid, axes and affine; several planes lie along a fourth axis."""
-    order = 1 if layer.labels is None else 0
-    native = [to_native(plane, like, order) for plane in planes]
-    image = native[0][1]
+    image, dtype = load(like.path), np.dtype(layer.dtype)
     header = image.header.copy()
-    header.set_data_dtype(layer.dtype)
-    header.set_slope_inter(1, 0)
+    header.set_data_dtype(dtype)
     header["cal_min"] = header["cal_max"] = 0  # the image's range of display would show the mask black
-    values = native[0][0] if len(native) == 1 else np.stack([plane for plane, _ in native], -1)
-    nib.save(type(image)(values.astype(layer.dtype, copy=False), image.affine, header), path)
+    shape = image.shape if len(planes) == 1 else (*image.shape, len(planes))
+    # Of an array without a memory nibabel makes the header that it would write; the voxels follow as a stream.
+    whole = type(image)(np.broadcast_to(np.zeros((), dtype), shape), image.affine, header)
+    whole.update_header()
+    whole.header.set_slope_inter(1, 0)
+    stored = whole.header.get_data_dtype()  # in the byte order of the image's file
+    with nib.openers.Opener(str(path), "wb") as file:
+        whole.header.write_to(file)
+        file.write(bytes(whole.header.get_data_offset() - file.tell()))
+        for plane in planes:
+            for slab in native_slabs(plane, like, 0 if layer.labels else 1):
+                file.write(slab.astype(stored, copy=False).tobytes(order="F"))
 
 
 def save_picture(planes: NDArray[Any], path: Path, target: Path, labels: Labels) -> None:
