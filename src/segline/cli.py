@@ -41,7 +41,12 @@ def main(command: str | None = None) -> None:
 def _given(arguments: Sequence[str], key: str) -> str | None:
     """The value of an override, as typed; of a list its first."""
     values = [a.partition("=")[2] for a in arguments if a.startswith(f"{key}=")]
-    return os.path.expanduser(values[-1].strip("[]'\"").split(",")[0].strip("'\"")) if values else None
+    if not values:
+        return None
+    value = values[-1].strip("'\"")
+    if value.startswith("[") and not Path(value).exists():
+        value = value.strip("[]").split(",")[0].strip(" '\"")
+    return os.path.expanduser(value)
 
 
 def quoted(argument: str, sweep: bool = False) -> str:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
+import shutil
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+#: Bytes below which a disk counts as full.
+_ROOM = 2**24
 #: Names that `temporary_path` gives.
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.|$)")
 
@@ -35,6 +39,30 @@ def committed(path: Path) -> Iterator[Path]:
         _sync(path.parent)  # the rename itself must survive a power loss, too
     finally:
         temporary.unlink(missing_ok=True)
+
+
+class WriteError(OSError):
+    """A file could not be written whole: the disk is full, or fails; what came in is not to blame."""
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn whatever a library raises when it cannot write into one error that says where, and what room there is.
+
+    Raises:
+        WriteError: Of any exception but a ValueError, which is about the content.
+    """
+    try:
+        yield
+    except (ValueError, WriteError):
+        raise
+    except Exception as error:  # GDAL's, nibabel's and Pillow's have no common base
+        free = shutil.disk_usage(path.parent).free
+        full = getattr(error, "errno", None) == errno.ENOSPC or free < _ROOM
+        reason = "the disk is full" if full else f"it could not be written ({error})"
+        raise WriteError(
+            f"{path}: {reason}; the same command goes on with it when there is room ({free / 1e6:,.0f} MB are free)"
+        ) from error
 
 
 def remove_leftovers(folder: Path, older_than: float = 3600.0) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ CONF_DIR = next(folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf")
 
 #: Short names of precisions -> Lightning's.
 PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
+#: Classes that data configs name.
+_TARGET = re.compile(r"(?m)^\s*_target_: (segline\.(?:data|labels)\.\S+)$")
 #: The resolved config of a run, in its folder.
 CONFIG = "config.yaml"
 #: `data=` of an evaluation: what the network was trained on.
@@ -44,35 +47,40 @@ def own_data(checkpoint: str | None) -> dict[str, Any]:
     """The data config of the run that a checkpoint lies in; empty where there is none.
 
     Raises:
-        ValueError: The config names code that is not segline's own, or something outside of itself.
+        ValueError: The config names code that no data config of segline's own does, or refers to something outside of itself: a run
+            folder may be a stranger's, and its config is data.
     """
     import yaml
 
     path = locate(checkpoint).parent / CONFIG if checkpoint else None
     if path is None or not path.is_file():
         return {}
-    node = (yaml.safe_load(path.read_text()) or {}).get("data") or {}
+    content = yaml.safe_load(path.read_text())
+    node = content.get("data") if isinstance(content, dict) else None
+    if not isinstance(node, dict):
+        raise ValueError(f"{path} describes no data; set data=NAME, or data=folder data.images=...")
     node["augment"] = None
-    _check_safe(node, path)
-    return dict(node)
+    known = {match for file in (CONF_DIR / "data").rglob("*.yaml") for match in _TARGET.findall(file.read_text())}
+    for place, value in _leaves(node):
+        key = place[-1]
+        ours = place in (("_target_",), ("labels", "_target_")) and value in known
+        if (str(key).startswith("_") and not ours) or (isinstance(value, str) and "${" in value):
+            raise ValueError(
+                f"{path}: data.{'.'.join(map(str, place))} is {value!r}, which no data set of segline's has; set data= yourself"
+            )
+    return node
 
 
-def _check_safe(node: Any, path: Path) -> None:
-    """A run folder may be a stranger's: its config is data, not code."""
-    if isinstance(node, dict):
-        for key, value in node.items():
-            if key == "_target_" and not str(value).startswith(("segline.data.", "segline.labels.")):
-                raise ValueError(
-                    f"{path}: the data of this run names {value}, which is not segline's own; set data= yourself"
-                )
-            _check_safe(value, path)
-    elif isinstance(node, list):
-        for value in node:
-            _check_safe(value, path)
-    elif isinstance(node, str) and "${" in node:
-        raise ValueError(
-            f"{path}: the data of this run refers to {node}; a run's config is resolved: set data= yourself"
-        )
+def _leaves(node: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
+    """Every value in nested plain data, with the keys that lead to it; keys with an underscore first count as values, too."""
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else None
+    if children is None:
+        yield place, node
+        return
+    if place and str(place[-1]).startswith("_"):
+        yield place, node
+    for key, child in children:
+        yield from _leaves(child, (*place, key))
 
 
 def offer_own_data(checkpoint: str | None = None) -> None:

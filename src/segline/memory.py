@@ -66,7 +66,11 @@ def peak_of(call: Callable[[], object]) -> int:
     if not reset.exists():
         call()
         return 0
-    reset.write_text("5")  # the peak so far is forgotten (proc(5))
+    try:
+        reset.write_text("5")  # the peak so far is forgotten (proc(5))
+    except OSError:  # a sandbox may forbid it
+        call()
+        return 0
     before = _status("VmRSS")
     call()
     return _status("VmHWM") - before

@@ -32,6 +32,7 @@ def score(config: DictConfig, data_name: str, settings: Settings) -> dict[str, A
     """
     if config.split not in (None, "all", *SPLITS):
         raise ValueError(f"split is {config.split!r}; expected one of {', '.join(SPLITS)}, all")
+    options = Options(config.tolerance, config.object_iou)
     keep_freed()
     path = locate_all(settings.checkpoint)[0]
     card = read_card(path)
@@ -47,7 +48,7 @@ def score(config: DictConfig, data_name: str, settings: Settings) -> dict[str, A
         data,
         split,
         output,
-        Options(config.tolerance, config.object_iou),
+        options,
         build(config.metrics)["overlap"],
         f"{path.parent.name or path.name} on {card.trained_on if data_name == OWN else data_name}, {split}",
     )

@@ -15,9 +15,10 @@ from tiny import make_card, make_network, predict_files, save
 
 from segline.config import compose, own_data
 from segline.evaluation.evaluate import Options
-from segline.inference.predictor import Settings, calibration_path
+from segline.evaluation.measure import Scale
+from segline.inference.predictor import Settings, calibration_path, digest
 from segline.io.open import open_image
-from segline.io.source import whole
+from segline.io.source import Block, whole
 from segline.metrics.calibration import Calibration
 from segline.scoring import score
 
@@ -169,17 +170,73 @@ def test_the_data_of_a_run_is_data_and_not_code(tmp_path: Path) -> None:
     (run / "best.ckpt").write_text("")
     assert own_data(str(run)) == {}
     node = {
-        "_target_": "segline.data.folder.Data",
-        "labels": {"_target_": "segline.labels.Labels"},
+        "_target_": "segline.data.datamodule.SegmentationDataModule",
+        "labels": {"_target_": "segline.labels.Labels", "classes": {"a": 0}},
         "augment": {"a": 1},
     }
     (run / "config.yaml").write_text(yaml.safe_dump({"data": node}))
     assert own_data(str(run)) == own_data(str(run / "best.ckpt")) == {**node, "augment": None}
-    for bad, said in (({"_target_": "os.system"}, "os.system"), ({"root": "${oc.env:HOME}"}, "oc.env")):
-        (run / "config.yaml").write_text(yaml.safe_dump({"data": {**node, "deeper": [bad]}}))
-        with pytest.raises(ValueError, match=said):
+    strange: list[dict[str, Any]] = [
+        {"deeper": [{"_target_": "os.system"}]},
+        {"root": "${oc.env:HOME}"},
+        # Reached by attributes of a module of ours, and a class of ours where none belongs.
+        {"origin": {"_target_": "segline.data.loaders.torch.hub.load", "_args_": [str(run), "e"], "source": "local"}},
+        {"_target_": "segline.data.loaders.os.mkdir"},
+        {"origin": {"_target_": "segline.labels.Labels"}},
+        {"labels": {"_target_": "segline.labels.Labels", "_args_": [1]}},
+        {"_partial_": True},
+    ]
+    for bad in strange:
+        (run / "config.yaml").write_text(yaml.safe_dump({"data": {**node, **bad}}))
+        with pytest.raises(
+            ValueError, match=r"config\.yaml: data\..* which no data set of segline's has; set data= yourself"
+        ):
+            own_data(str(run))
+    for content in ("[1, 2]", "data: 5", ""):
+        (run / "config.yaml").write_text(content)
+        with pytest.raises(ValueError, match="describes no data"):
             own_data(str(run))
 
 
-def test_options_of_the_command_reach_the_measures() -> None:
+def test_options_of_the_command_reach_the_measures(tmp_path: Path, checkpoint: str) -> None:
     assert set(Options.__dataclass_fields__) <= set(OmegaConf.to_container(compose(name="eval")))
+    found = {}
+    for name, asked in {
+        "plain": [],
+        "far": ["tolerance=30"],
+        "near": ["tolerance=0"],
+        "any": ["object_iou=0.01"],
+    }.items():
+        found[name] = score(config(tmp_path, checkpoint, *asked), "folder", Settings(checkpoint))["classes"][-1]
+    assert found["near"]["surface_dice"] < found["plain"]["surface_dice"] < found["far"]["surface_dice"]
+    assert found["any"]["object_f1"] > found["plain"]["object_f1"]
+
+
+@pytest.mark.parametrize("asked", ["tolerance=-1", "object_iou=1.5"])
+def test_options_that_cannot_be_are_refused_before_the_work(tmp_path: Path, checkpoint: str, asked: str) -> None:
+    with pytest.raises(ValueError, match=f"{asked.split('=')[0]} is {asked.split('=')[1]}; expected"):
+        score(config(tmp_path, checkpoint, asked), "folder", Settings(checkpoint))
+
+
+def test_a_scene_that_is_cut_into_blocks_is_measured_in_metres(tmp_path: Path) -> None:
+    place = Affine(2.0, 0, 5e5, 0, -2.0, 5e6)
+    path = tmp_path / "a.tif"
+    with rasterio.open(
+        path, "w", driver="GTiff", height=64, width=80, count=1, dtype="uint8", crs="EPSG:32632", transform=place
+    ) as file:
+        file.write(np.zeros((1, 64, 80), np.uint8))
+    block = Block(open_image([path]), (slice(10, 30), slice(40, 70)))
+    assert Scale.of(block.geometry, block.shape).unit == "m"
+    assert np.array(block.geometry.affine)[:2, 2].tolist() == [5e5 + 80, 5e6 - 20]
+
+
+def test_masks_of_an_older_calibration_are_not_taken_for_new_ones(tmp_path: Path, checkpoint: str) -> None:
+    image, out, masks = str(tmp_path / "set" / "a.png"), str(tmp_path / "masks"), []
+    for thresholds in ([0.05, 0.05, 0.9], [0.9, 0.05, 0.05]):
+        digest_ = digest(Path(checkpoint))
+        Calibration(1.0, thresholds, "val", 10, digest_, 0.2, 0.1).save(calibration_path(Path(checkpoint)))
+        (mask,) = predict_files(checkpoint, image, out, calibrated=True)
+        masks.append(read(mask))
+    assert not np.array_equal(*masks)
+    with pytest.raises(ValueError, match="calibrated=true is of one network"):
+        predict_files([checkpoint, checkpoint], image, out, calibrated=True)

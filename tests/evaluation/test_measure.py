@@ -25,14 +25,14 @@ def test_lengths_are_millimetres_of_volumes_metres_of_scenes_and_pixels_of_all_e
     assert (photo.unit, photo.size_unit, photo.spacing, photo.sizes.sum()) == ("px", "px", (1.0, 1.0), 7)
 
 
-def test_degrees_become_metres() -> None:
+# Lengths of a degree of latitude and of longitude on WGS 84, as the National Geospatial-Intelligence Agency tabulates them.
+@pytest.mark.parametrize(("latitude", "expected"), [(0.0, (110.57, 111.32)), (60.0, (111.41, 55.80))])
+def test_degrees_become_metres(latitude: float, expected: tuple[float, float]) -> None:
     step = 0.001
-    place = ((step, 0.0, 9.0), (0.0, -step, 0.5), (0.0, 0.0, 1.0))
-    scale = Scale.of(Geometry(place, CRS.from_epsg(4326).to_wkt(), (step, step)), (1000, 10))
+    place = ((step, 0.0, 9.0), (0.0, -step, latitude), (0.0, 0.0, 1.0))
+    scale = Scale.of(Geometry(place, CRS.from_epsg(4326).to_wkt(), (step, step)), (10, 10))
     assert scale.unit == "m"
-    assert scale.spacing == pytest.approx(
-        (111.0, 111.0), rel=5e-3
-    )  # a degree is 111.3 km along and 110.6 km across the equator
+    assert scale.spacing == pytest.approx(expected, rel=7e-3)
 
 
 def test_two_squares_by_hand() -> None:

@@ -38,6 +38,26 @@ def test_scores_are_those_of_the_counts_and_lie_within_their_bounds() -> None:
     assert mean["iou_high"] - mean["iou_low"] < max(row["iou_high"] - row["iou_low"] for row in (crop, weed))
 
 
+@pytest.mark.parametrize("case_mean", ["cases_first", "classes_first", "together"])
+def test_bounds_are_those_of_the_mean_that_is_shown(case_mean: str) -> None:
+    """A class that most cases lack: means in another order are other numbers, and bounds of one exclude the other."""
+    cases = 60
+    mask = torch.ones(cases, 4, 10, dtype=torch.long)
+    mask[:6, 2:] = 2  # weed, which is never found
+    pred = torch.ones_like(mask)
+    pred[:, 0] = torch.from_numpy(RNG.integers(0, 2, (cases, 10)))
+    overlap = Overlap(LABELS, cases, case_mean=case_mean)
+    overlap.update(pred, mask, torch.arange(cases))
+    rows = [{**row, "case": str(i), "group": str(i)} for i, row in enumerate(overlap.case_table())]
+    scores = overlap.compute()
+    mean = summarise_classes(rows, scores, [], LABELS, case_mean)[-1]
+    assert mean["dice_case_low"] <= scores["dice_case"] <= mean["dice_case_high"]
+    assert mean["dice_case_high"] - mean["dice_case_low"] < 0.2
+    others = {"cases_first", "classes_first", "together"} - {case_mean}
+    bounds = [summarise_classes(rows, scores, [], LABELS, other)[-1]["dice_case_low"] for other in others]
+    assert mean["dice_case_low"] not in bounds
+
+
 def test_distances_are_means_of_what_can_be_measured_and_lost_surfaces_are_counted() -> None:
     rows, scores = measured(4, 4)
     for row, value in zip(rows, (1.0, 3.0, np.inf, None), strict=True):

@@ -101,6 +101,12 @@ def test_checkpoints_of_other_bands_or_labels_are_not_averaged(field: dict[str, 
         Ensemble([member(), member(**field)])
 
 
+def test_checkpoints_of_another_order_of_classes_are_not_averaged() -> None:
+    turned = {"labels": {"classes": {f"class_{k}": k for k in (2, 1, 0)}}}
+    with pytest.raises(ValueError, match="differ in the order of classes"):
+        Ensemble([member(), member(**turned)])
+
+
 def test_the_spread_is_the_entropy_that_single_predictions_have_on_average() -> None:
     members, images = [member(0.3), member(-2.0)], RNG.normal(size=(2, 1, 5, 4)).astype(np.float32)
     said = Ensemble(members, spread=True)(images)

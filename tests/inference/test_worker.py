@@ -1,5 +1,6 @@
 import errno
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,6 @@ import segline
 from segline.inference import worker
 from segline.inference.ensemble import Ensemble
 from segline.inference.inputs import plan_outputs
-from segline.inference.predictor import Settings
 
 RNG = np.random.default_rng(0)
 PLACE = Affine(1.9, 0.4, 733000.0, 0.4, -1.9, 3725000.0)
@@ -236,7 +236,7 @@ def test_with_other_settings_nothing_of_what_a_kill_left_is_used(
 ) -> None:
     file = scene(tmp_path / "in" / "a.tif", (300, 130))
     (expected,) = predict_files(checkpoint, str(file), str(tmp_path / "whole"), tta=["flips"])
-    fill, reach = worker.Worker._fill, worker.Claim.reach
+    reach = worker.Claim.reach
 
     def killed(self: worker.Claim, rows: int) -> None:
         reach(self, rows)
@@ -247,7 +247,6 @@ def test_with_other_settings_nothing_of_what_a_kill_left_is_used(
     with pytest.raises(Killed):
         predict_files(checkpoint, str(file), str(tmp_path / "out"))
     monkeypatch.setattr(worker.Claim, "reach", reach)
-    monkeypatch.setattr(worker.Worker, "_fill", fill)
     (mask,) = predict_files(checkpoint, str(file), str(tmp_path / "out"), tta=["flips"])
     assert np.array_equal(read(mask), read(expected))
 
@@ -286,7 +285,7 @@ def test_processes_share_the_files_and_give_the_same_masks(
         predict_files(checkpoint, str(tmp_path / "in"), str(alone), batch_size=4)
     with pytest.raises(ValueError, match=r"1 of 6 files could not be predicted:\n.*broken\.tif"):
         predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"), processes=2, batch_size=1)
-    assert "5 masks in" in capfd.readouterr().out
+    assert f"5 masks in {tmp_path / 'out'}" in capfd.readouterr().out
     for number in range(5):
         assert np.array_equal(read(tmp_path / "out" / f"{number}.tif"), read(alone / f"{number}.tif"))
     lines = (tmp_path / "out" / ".predicted.jsonl").read_text().splitlines()
@@ -318,6 +317,118 @@ def test_a_command_killed_at_any_moment_goes_on(tmp_path: Path, checkpoint: str,
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".predicted.jsonl", "a.tif"]
 
 
-def test_settings_of_the_command_are_plain_data() -> None:
-    with pytest.raises(ValueError, match="expected 1 or more"):
-        Settings("x", batch_size=-1)
+@pytest.mark.parametrize("change", ["the image", "the folder"])
+def test_what_a_kill_left_of_another_image_is_not_gone_on_with(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    file, other = scene(tmp_path / "in" / "a.tif", (300, 130)), scene(tmp_path / "other" / "a.tif", (300, 130))
+    (expected,) = predict_files(checkpoint, str(other), str(tmp_path / "whole"))
+    reach = worker.Claim.reach
+
+    def killed(self: worker.Claim, rows: int) -> None:
+        reach(self, rows)
+        if rows > 100:
+            raise Killed
+
+    monkeypatch.setattr(worker.Claim, "reach", killed)
+    with pytest.raises(Killed):
+        predict_files(checkpoint, str(file), str(tmp_path / "out"))
+    monkeypatch.setattr(worker.Claim, "reach", reach)
+    if change == "the image":
+        shutil.copy(other, file)
+        other = file
+    (mask,) = predict_files(checkpoint, str(other), str(tmp_path / "out"))
+    assert np.array_equal(read(mask), read(expected))
+
+
+def test_links_are_predicted_under_their_own_names_and_broken_ones_stop_nobody(tmp_path: Path, checkpoint: str) -> None:
+    scene(tmp_path / "store" / "one.tif")
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.tif").symlink_to(tmp_path / "store" / "one.tif")
+    (tmp_path / "in" / "b.tif").symlink_to(tmp_path / "store" / "none.tif")
+    scene(tmp_path / "in" / "c.tif")
+    with pytest.raises(ValueError, match=r"1 of 3 files could not be predicted:\n  .*b\.tif"):
+        predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"))
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["a.tif", "c.tif"]
+
+
+def test_what_a_killed_call_for_more_has_left_is_removed_by_one_for_less(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = scene(tmp_path / "in" / "a.tif")
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    fill = worker.Worker._fill
+    monkeypatch.setattr(worker.Worker, "_fill", killed)
+    with pytest.raises(Killed):
+        predict_files(checkpoint, str(file), str(tmp_path / "out"), also=["probs"])
+    monkeypatch.setattr(worker.Worker, "_fill", fill)
+    predict_files(checkpoint, str(file), str(tmp_path / "out"))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".predicted.jsonl", "a.tif"]
+
+
+def test_pictures_of_overlapping_classes_never_lie_over_another_mask() -> None:
+    files = [Path("in/a.png"), Path("in/a_core.png")]
+    with pytest.raises(ValueError, match=r"would both be out/a_core\.png"):
+        plan_outputs(files, Path("out"), classes=["whole", "core"])
+
+
+def test_a_fault_of_any_kind_is_the_files_own(tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.tif", "b.tif"):
+        scene(tmp_path / "in" / name)
+    predict = worker.Worker._predict
+
+    def strange(self: worker.Worker, file: Path, *rest: Any) -> None:
+        if file.name == "a.tif":
+            raise RuntimeError("a network of the user's fell over")
+        predict(self, file, *rest)
+
+    monkeypatch.setattr(worker.Worker, "_predict", strange)
+    with pytest.raises(ValueError, match=r"a\.tif: RuntimeError: a network of the user's fell over"):
+        predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"))
+    assert (tmp_path / "out" / "b.tif").exists()
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+from segline.inference.predict import predict_files
+from segline.inference.predictor import Settings
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[4]), -1))
+predict_files(sys.argv[2], sys.argv[3], Settings(sys.argv[1], also=sys.argv[5:], cog="probs" in sys.argv[5:]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("also", "limit"), [([], 9_000), (["gpkg"], 60_000), (["geojson"], 60_000), (["probs"], 300_000)]
+)
+def test_a_disk_that_fills_while_the_file_is_written_leaves_no_half_one(
+    tmp_path: Path, checkpoint: str, also: list[str], limit: int
+) -> None:
+    """The limit of a file's size stands for the disk's; its reservation is as large as the scratch."""
+    file = scene(tmp_path / "in" / "a.tif", (300, 290))
+    limit = max(limit, 300 * 290) if also else limit
+    environment = {**os.environ, "PYTHONPATH": str(Path(segline.__file__).parents[1])}
+    arguments = [checkpoint, str(file), str(tmp_path / "out"), str(limit), *also]
+    done = subprocess.run([sys.executable, "-c", FULL, *arguments], capture_output=True, text=True, env=environment)
+    assert done.returncode
+    assert "the same command goes on with it when there is room" in done.stderr
+    assert not [path for path in (tmp_path / "out").glob("[!.]*") if path.suffix in (".gpkg", ".geojson")]
+    (mask,) = predict_files(checkpoint, str(file), str(tmp_path / "out"), also=also)
+    (expected,) = predict_files(checkpoint, str(file), str(tmp_path / "whole"))
+    assert np.array_equal(read(mask), read(expected))
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_is_said_by_the_exit_code(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(4):
+        scene(tmp_path / "in" / f"{number}.tif")
+    monkeypatch.setenv("PYTHONOPTIMIZE", "x")  # an interpreter that does not start
+    monkeypatch.setenv("PYTHONHOME", "/nowhere")
+    with pytest.raises(ValueError, match="2 processes ended before its time"):
+        predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"), processes=2)

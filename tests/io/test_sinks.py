@@ -1,6 +1,8 @@
 import gzip
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from affine import Affine
 from PIL import Image
 from rasterio.enums import ColorInterp
 
+import segline
 from segline.io import volume
 from segline.io.open import BandsSource, open_image, open_mask
 from segline.io.sinks import Layer, open_sink
@@ -231,6 +234,32 @@ def test_a_folder_that_cannot_be_written_to_is_found_before_the_work(tmp_path: P
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="file"):
         open_sink(tmp_path / "file" / "a.nii", image, Layer.mask(LABELS))
+
+
+FULL = """
+import resource, sys
+from pathlib import Path
+import numpy as np
+from segline.io.sinks import Layer, Sink, save_plain_tiff
+from functools import partial
+path, layer = Path(sys.argv[1]), Layer(("entropy",))
+noise = np.random.default_rng(0).normal(size=(1, 512, 512)).astype(np.float32)
+sink = Sink(path, (512, 512), layer, partial(save_plain_tiff, layer=layer), keep=True)
+sink.write((slice(0, 512), slice(0, 512)), noise)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, -1))
+with sink:
+    pass
+"""
+
+
+def test_a_disk_that_fills_when_gdal_closes_the_file_is_no_success(tmp_path: Path) -> None:
+    """rasterio says nothing of what cannot be written at its end; the limit of a file's size stands for the disk's."""
+    path = tmp_path / "a.tif"
+    environment = {**os.environ, "PYTHONPATH": str(Path(segline.__file__).parents[1])}
+    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, env=environment)
+    assert "a.tif: it could not be written" in done.stderr
+    assert "the same command goes on with it when there is room" in done.stderr
+    assert files(tmp_path) == [".a.tif.partial"]  # what was computed is kept
 
 
 def test_names_with_dots_and_capitals_are_kept(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from segline import tables
+from segline.commit import committed
 from segline.data.cases import Case
 from segline.data.datamodule import SegmentationDataModule
 from segline.evaluation import page
@@ -51,6 +52,7 @@ class Evaluation:
         size_unit: Likewise.
         confusion: Pixels, truth x prediction, `[K, K]`; None for overlapping labels.
         large: Names of the cases that are too large.
+        case_mean: How scores of cases are averaged, as `segline.metrics.overlap` does.
     """
 
     reliability: Reliability
@@ -62,6 +64,7 @@ class Evaluation:
     size_unit: str = ""
     confusion: NDArray[np.int64] | None = None
     large: list[str] = field(default_factory=list)
+    case_mean: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,14 @@ class Options:
 
     tolerance: float | None = None
     object_iou: float = 0.5
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None and self.tolerance < 0:
+            raise ValueError(
+                f"tolerance is {self.tolerance}; expected a distance of 0 or more, or null for the side of a pixel"
+            )
+        if not 0 <= self.object_iou < 1:
+            raise ValueError(f"object_iou is {self.object_iou}; expected a share from 0 to less than 1")
 
 
 class Evaluator:
@@ -101,7 +112,7 @@ class Evaluator:
             for index, case in enumerate(cases):
                 extra.append(self._measure_case(index, case, overlap, evaluation))
                 bar.update()
-        evaluation.scores = overlap.compute()
+        evaluation.scores, evaluation.case_mean = overlap.compute(), overlap.case_mean
         evaluation.confusion = overlap.confusion.numpy() if self.labels.exclusive else None
         for case, counted, more in zip(cases, overlap.case_table(), extra, strict=True):
             counted.pop("case")
@@ -175,7 +186,7 @@ def calibrate(settings: Settings, data: SegmentationDataModule) -> Calibration:
     if len(paths) > 1:
         raise ValueError("calibrate=true fits one checkpoint; name one of them at a time")
     if not data.cases["val"]:
-        raise ValueError("calibrate=true needs a validation part; set data.val=0.2")
+        raise ValueError("calibrate=true needs a validation part; set data.val=0.2, and split to val or test")
     plain = Predictor(paths, replace(settings, calibrated=False))
     labels = plain.labels
     sample = Evaluator(plain, data, Options()).sample(data.cases["val"])
@@ -243,7 +254,9 @@ def evaluate(
         "object_iou": options.object_iou,
         "calibrated": settings.calibrated,
         "scores": {name: value for name, value in evaluation.scores.items() if value == value},
-        "classes": summarise_classes(evaluation.rows, evaluation.scores, evaluation.measures, labels),
+        "classes": summarise_classes(
+            evaluation.rows, evaluation.scores, evaluation.measures, labels, evaluation.case_mean
+        ),
         "by_group": slice_by_group(evaluation.rows, labels),
         "by_size": slice_by_size(evaluation.measures, labels),
         "by_distance": slice_by_distance(evaluation.measures),
@@ -258,7 +271,8 @@ def evaluate(
     tables.write_json(output / "summary.json", summary)
     for style, ending in (("markdown", "md"), ("latex", "tex")):
         text = tables.class_table(evaluation.scores, labels, split, style)
-        (output / f"scores.{ending}").write_text(text + "\n")
+        with committed(output / f"scores.{ending}") as temporary:
+            temporary.write_text(text + "\n")
 
     def decide(
         source: Source, statistics: BandStatistics | None, view: Window

@@ -10,12 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from segline.io.area import row_areas
+from segline.io.area import is_in_degrees, row_areas
 from segline.io.source import Geometry
 from segline.labels import IGNORE_INDEX, Labels
 from segline.metrics.objects import Objects, count_objects
 from segline.metrics.surfaces import boundary_width, measure_surfaces
 
+#: Of the Earth's mean meridian.
+_METRES_A_DEGREE = 111_132.95
 #: Distances from the boundary, in pixels, up to which errors are counted apart; what lies farther is the last part.
 DISTANCES = (1, 2, 4, 8)
 
@@ -45,9 +47,13 @@ class Scale:
             return cls(geometry.spacing, "mm", np.full(shape[0], float(np.prod(geometry.spacing))))
         areas = row_areas(geometry, shape) if len(shape) == 2 else None
         if areas is not None and geometry.spacing:
-            # Degrees become metres: the ratio of the sides stays, but for the meridians' convergence, which the area knows.
-            factor = np.sqrt(areas.mean() / np.prod(geometry.spacing))
-            return cls(tuple(float(s * factor) for s in geometry.spacing), "m", areas)
+            down, across = geometry.spacing
+            if is_in_degrees(geometry):
+                down *= _METRES_A_DEGREE  # of a meridian, to 0.6 %
+                return cls((down, float(areas.mean()) / down), "m", areas)
+            # Maps show shapes as they are, but for their scale.
+            scale = float(np.sqrt(areas.mean() / (down * across)))
+            return cls((down * scale, across * scale), "m", areas)
         return cls((1.0,) * len(shape), "px", np.ones(shape[0]))
 
     @property
@@ -102,7 +108,12 @@ def measure_case(
         valid = (mask if labels.exclusive else mask[k]) != IGNORE_INDEX
         said, true = labels.of_class(pred, k) & valid, labels.of_class(mask, k)
         surfaces = measure_surfaces(
-            said, true, scale.spacing, tolerance or scale.pixel, boundary_width(true.shape), valid
+            said,
+            true,
+            scale.spacing,
+            scale.pixel if tolerance is None else tolerance,
+            boundary_width(true.shape),
+            valid,
         )
         # One foreground class: its objects are those that are numbered.
         own = instances if len(labels.shown) == 1 else None

@@ -20,7 +20,11 @@ _SIZES = 3
 
 
 def summarise_classes(
-    rows: Sequence[Row], scores: Mapping[str, float], measures: Sequence[CaseMeasures], labels: Labels
+    rows: Sequence[Row],
+    scores: Mapping[str, float],
+    measures: Sequence[CaseMeasures],
+    labels: Labels,
+    case_mean: str = "cases_first",
 ) -> list[dict[str, Any]]:
     """A row for each class that enters means, and the last one for their mean.
 
@@ -33,6 +37,7 @@ def summarise_classes(
         scores: By logged name, without the split's.
         measures: Of each case.
         labels: Of the task.
+        case_mean: How `dice_case` averages, as in `segline.metrics.overlap.Overlap`.
     """
     groups = [str(row["group"]) for row in rows]
     table = []
@@ -43,9 +48,9 @@ def summarise_classes(
     mean |= {key: scores.get(key) for key in ("iou", "dice", "precision", "recall", "dice_case")}
     for key in ("cases", "hd95_lost", "objects"):
         mean[key] = None
-    mean["iou_low"], mean["iou_high"] = _mean_iou_interval(rows, groups, [row["class"] for row in table])
-    per_case = [_mean([row[f"dice/{one['class']}"] for one in table]) for row in rows]
-    _, mean["dice_case_low"], mean["dice_case_high"] = interval(_array(per_case), groups)
+    names = [row["class"] for row in table]
+    mean["iou_low"], mean["iou_high"] = _mean_iou_interval(rows, groups, names)
+    mean["dice_case_low"], mean["dice_case_high"] = _mean_dice_interval(rows, groups, names, case_mean)
     return [*table, {"class": "mean", **mean}]
 
 
@@ -91,6 +96,26 @@ def _mean_iou_interval(rows: Sequence[Row], groups: Sequence[str], names: Sequen
             return np.asarray(np.nanmean(sums[..., 0] / sums.sum(-1), -1))
 
     return interval_of(mean_iou, counts, groups)
+
+
+def _mean_dice_interval(
+    rows: Sequence[Row], groups: Sequence[str], names: Sequence[str], case_mean: str
+) -> tuple[float, float]:
+    """Bounds of the very mean that `dice_case` is: sums of scores and of how many there are follow the draws of groups."""
+    dice = np.array([[np.nan if row[f"dice/{n}"] is None else row[f"dice/{n}"] for n in names] for row in rows], float)
+    if case_mean == "classes_first":  # one score a case
+        dice = np.array([[np.nan if (mean := _mean(list(case))) is None else mean] for case in dice])
+    there = np.isfinite(dice)
+    totals = np.stack([np.where(there, dice, 0.0), there], -1)
+    if case_mean == "together":
+        totals = totals.sum(1, keepdims=True)
+
+    def mean_dice(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+        with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a draw without any of the classes
+            return np.asarray(np.nanmean(sums[..., 0] / sums[..., 1], -1))
+
+    return interval_of(mean_dice, totals, groups)
 
 
 def slice_by_group(rows: Sequence[Row], labels: Labels) -> list[dict[str, Any]]:

@@ -66,7 +66,9 @@ def find_suspects(
     most: int = 3,
 ) -> list[Suspect]:
     """The largest places of a case, once the pixels along boundaries are taken away."""
-    thick = ndimage.binary_opening(places, ndimage.generate_binary_structure(places.ndim, places.ndim))
+    # Of volumes slice by slice: there may be few of them, and far apart.
+    square = np.ones((1,) * (places.ndim - 2) + (3, 3), bool)
+    thick = ndimage.binary_opening(places, square)
     numbered, count = ndimage.label(thick, ndimage.generate_binary_structure(places.ndim, places.ndim))
     sizes = np.bincount(numbered.ravel(), minlength=count + 1)[1:]
     boxes = ndimage.find_objects(numbered)

@@ -110,9 +110,8 @@ class Ensemble:
         self.members, self.views, self.passes, self.spread = members, views, passes, spread
         self.card, self.labels = members[0].card, Labels(**members[0].card.labels)
         for member in members[1:]:
-            for field in ("bands", "spacing_mm", "labels"):
-                ours, theirs = getattr(self.card, field), getattr(member.card, field)
-                if ours != theirs:
+            for field, ours in _kind(self.card).items():
+                if ours != (theirs := _kind(member.card)[field]):
                     raise ValueError(
                         f"the checkpoints differ in {field}: {ours} and {theirs}; expected some that can be averaged"
                     )
@@ -163,6 +162,18 @@ class Ensemble:
             for member, which in zip(self.members, self._which, strict=True):
                 for _ in range(self.passes):
                     yield view.back(member.network(seen[which]), images.shape[2:])
+
+
+def _kind(card: Card) -> dict[str, Any]:
+    """What networks must have in common to be averaged."""
+    return {
+        "bands": card.bands,
+        "in_channels": card.network.get("in_channels"),
+        "spacing_mm": card.spacing_mm,
+        "dimensions": len(card.window),
+        "labels": card.labels,
+        "the order of classes": list(card.labels["classes"]),
+    }
 
 
 def _different(settings: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,10 +9,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from segline.inference.journal import JOURNAL
+from segline.inference.journal import JOURNAL, place
 from segline.io.image import FORMATS
 from segline.io.open import IMAGE_SUFFIXES
 from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
+from segline.io.sinks import class_path
+from segline.labels import Labels
 
 #: Files, and where what is made of each of them goes: its `mask`, and extras.
 Jobs = dict[Path, dict[str, Path]]
@@ -35,8 +37,12 @@ def find_inputs(pattern: str) -> list[Path]:
         ValueError: There are none.
     """
     path = Path(pattern)
-    if path.is_file():
+    if path.is_file() and path.name.lower().endswith(IMAGE_SUFFIXES):
         return [path]
+    if path.is_file():
+        raise ValueError(
+            f"input={pattern} is of no format that images are read from; expected one of {', '.join(IMAGE_SUFFIXES)}"
+        )
     candidates: list[Any] = (
         sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(pattern, recursive=True)))
     )
@@ -51,16 +57,17 @@ def find_inputs(pattern: str) -> list[Path]:
     return files
 
 
-def plan_outputs(files: Sequence[Path], folder: Path, also: Sequence[str] = ()) -> Jobs:
+def plan_outputs(files: Sequence[Path], folder: Path, also: Sequence[str] = (), classes: Sequence[str] = ()) -> Jobs:
     """Where the mask of each file goes, and what else is made of it: below `folder` as the files lie below the folder that they share.
 
     Args:
         files: Images.
         folder: Of the masks.
         also: Names of `EXTRAS`.
+        classes: Overlapping ones, of which photographs' masks have a file each.
 
     Returns:
-        Of each file the paths by what they hold: `mask`, and the names of `also`.
+        Of each file the paths by what they hold: `mask`, the names of `also`, and `mask of <class>`.
 
     Results of an earlier call, which a pattern finds in a `folder` inside the input's, are left out.
 
@@ -74,8 +81,10 @@ def plan_outputs(files: Sequence[Path], folder: Path, also: Sequence[str] = ()) 
     shared = _shared(files)
     jobs = {}
     for file in files:
-        path = folder / file.resolve().relative_to(shared)
-        jobs[file] = {"mask": _mask_path(path), **{name: _extra_path(path, name) for name in also}}
+        path = folder / place(file).relative_to(shared)
+        jobs[file] = {"mask": _mask_path(path), **{name: extra_path(path, name) for name in also}}
+        if path.suffix.lower() in FORMATS:
+            jobs[file] |= {f"mask of {name}": class_path(_mask_path(path), name) for name in classes}
     inputs = {file.resolve() for file in jobs}
     for file, made in jobs.items():
         if made["mask"].parent.resolve() == file.parent.resolve() or any(p.resolve() in inputs for p in made.values()):
@@ -89,10 +98,15 @@ def plan_outputs(files: Sequence[Path], folder: Path, also: Sequence[str] = ()) 
     return jobs
 
 
+def overlapping_classes(labels: Labels) -> tuple[str, ...]:
+    """Classes that a mask has a plane each of, if there are several."""
+    return labels.names if labels.num_planes > 1 else ()
+
+
 def _without_results(files: Sequence[Path], folder: Path) -> list[Path]:
     """Leave out what lies in the folder of the results, if that is inside the folder of the input and results are what it holds."""
     target = folder.resolve()
-    kept = [file for file in files if target not in file.resolve().parents]
+    kept = [file for file in files if target not in place(file).parents]
     if len(kept) == len(files) or _shared(files) not in target.parents:
         return list(files)
     within = next(file for file in files if file not in kept)
@@ -115,7 +129,7 @@ def _mask_path(path: Path) -> Path:
     return path.with_suffix(".png") if path.suffix.lower() in FORMATS else path
 
 
-def _extra_path(path: Path, name: str) -> Path:
+def extra_path(path: Path, name: str) -> Path:
     """`scene.tif` -> `scene_probs.tif`, `scene_overlay.png`, `scene.gpkg`; of photographs measures are TIFF files."""
     suffix = next(s for s in sorted(IMAGE_SUFFIXES, key=len, reverse=True) if path.name.lower().endswith(s))
     stem, suffix = path.name[: -len(suffix)], path.name[-len(suffix) :]

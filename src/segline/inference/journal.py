@@ -30,12 +30,17 @@ class Journal:
         there = self._path.stat().st_size if self._path.exists() else 0
         self.since = there if since is None else since
         self.settings = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-        self._read, self._entries = 0, dict[str, dict[str, Any]]()
+        self._read, self._new, self._entries = 0, 0, dict[str, dict[str, Any]]()
 
     def done(self, file: Path, targets: Sequence[Path]) -> bool:
         """Whether all that is made of a file, as it is now, is there."""
         entry = self._entry(file)
         return entry is not None and entry["fault"] is None and all(path.exists() for path in targets)
+
+    def count(self) -> int:
+        """How many files some process got through with since the call began."""
+        self._update()
+        return self._new
 
     def seen(self, file: Path) -> bool:
         """Whether some process is through with a file, as it is now."""
@@ -48,7 +53,7 @@ class Journal:
 
     def add(self, file: Path, fault: str | None = None) -> None:
         """Note that all that is made of a file is whole, or what is wrong with it."""
-        entry = {"file": str(file.resolve()), "state": state(file), "settings": self.settings, "fault": fault}
+        entry = {"file": str(place(file)), "state": state(file), "settings": self.settings, "fault": fault}
         with self._path.open("ab") as journal:
             fcntl.flock(journal, fcntl.LOCK_EX)
             journal.write(json.dumps(entry).encode() + b"\n")
@@ -56,7 +61,7 @@ class Journal:
     def _entry(self, file: Path) -> dict[str, Any] | None:
         """The last line of a file as it is now, with these settings."""
         self._update()
-        entry = self._entries.get(str(file.resolve()))
+        entry = self._entries.get(str(place(file)))
         return (
             entry
             if entry is not None and entry["settings"] == self.settings and entry["state"] == state(file)
@@ -76,6 +81,7 @@ class Journal:
                         entry = json.loads(line)
                     except ValueError:  # cut off by a kill or a full disk, and continued by another line
                         continue
+                    self._new += not before and entry["settings"] == self.settings
                     if entry["fault"] is None or not before:
                         self._entries[entry["file"]] = entry
                     else:
@@ -131,6 +137,14 @@ class Claim:
 
 
 def state(file: Path) -> list[int]:
-    """Size and time of change, by which a file is known to be the same."""
-    found = file.stat()
+    """Size and time of change, by which a file is known to be the same; of one that is gone, -1."""
+    try:
+        found = file.stat()
+    except FileNotFoundError:
+        return [-1, -1]
     return [found.st_size, found.st_mtime_ns]
+
+
+def place(file: Path) -> Path:
+    """Where a file lies, under its own name: a link is not what it points to."""
+    return file.parent.resolve() / file.name

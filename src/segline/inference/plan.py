@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -30,7 +32,49 @@ class Tiling:
     multiple: int | None = None
 
 
-def choose_tiling(network: Ensemble, blend: str, window: Sequence[int] | None, overlap: float | None) -> Tiling:
+class Room:
+    """What of a network fits the memory, measured once.
+
+    Args:
+        network: On its device. On a GPU everything is taken to fit: what does not is computed by halves.
+    """
+
+    def __init__(self, network: Ensemble) -> None:
+        self.network, self.on_cpu = network, network.members[0].device == "cpu"
+        # Half of what is free, for the processes that share the work of a call.
+        self.bytes = 0.5 * available() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+    def window(self) -> list[int]:
+        """The window of training, halved along all axes until one of it fits."""
+        trained = self.network.card.window
+        size = list(trained)
+        while self.on_cpu and self._needed * math.prod(size) > self.bytes and min(size) > _PROBE[len(size)]:
+            size = [s // 2 for s in size]
+        if size != trained:
+            print(
+                f"window {size} instead of {trained}, which {self.bytes / 1e9:.1f} GB of memory do not hold; set window= to choose"
+            )
+        return size
+
+    def batch_size(self, window: Sequence[int]) -> int:
+        """Tiles a call: a few, for more make a CPU no faster; less where they don't fit."""
+        if not self.on_cpu:
+            return _ON_GPU
+        return int(np.clip(self.bytes // (self._needed * math.prod(window)), 1, _ON_CPU))
+
+    @cached_property
+    def _needed(self) -> float:
+        """Bytes for each pixel of a window, measured by how much more a larger one takes than a smaller one."""
+        dims, bands = len(self.network.card.window), self.network.num_bands
+        small, large = (np.zeros((1, bands, *[edge] * dims), np.float32) for edge in (_PROBE[dims] // 2, _PROBE[dims]))
+        self.network(small)  # what is made at the first call, and what is freed and kept for the next one
+        more = (large.size - small.size) / bands
+        return max(peak_of(lambda: self.network(large)) / more, large.itemsize * bands)
+
+
+def choose_tiling(
+    network: Ensemble, blend: str, window: Sequence[int] | None, overlap: float | None, room: Room | None = None
+) -> Tiling:
     """Sizes of tiles and of what they overlap.
 
     Args:
@@ -38,6 +82,8 @@ def choose_tiling(network: Ensemble, blend: str, window: Sequence[int] | None, o
         blend: One of `BLENDS`.
         window: Size of a tile; None: that of training, halved until it fits the memory.
         overlap: Share of a window that the next one overlaps; None: that of validation, and for weighted means one half.
+
+        room: What fits the memory; None takes the window of training to fit.
 
     Raises:
         ValueError: A way that does not exist or that the network cannot go, or a window too small for it.
@@ -51,7 +97,7 @@ def choose_tiling(network: Ensemble, blend: str, window: Sequence[int] | None, o
         return _exact(network, window, overlap)
     if overlap is not None and not 0 <= overlap < 1:
         raise ValueError(f"overlap is {overlap}; expected a share of the window from 0 to less than 1")
-    size = _fitting(network) if window is None else list(window)
+    size = list(window or (room.window() if room else card.window))
     if overlap is None and blend == "cores" and size == card.window:
         return Tiling(size, card.margin)
     if overlap is None:  # the share that validation has, or a half
@@ -79,44 +125,3 @@ def _exact(network: Ensemble, window: Sequence[int] | None, overlap: float | Non
             f"set window={[2 * m + stride for m in margin]} or larger"
         )
     return Tiling(list(window), margin, multiple=stride)
-
-
-# What fits the memory
-
-
-def choose_batch_size(network: Ensemble, window: Sequence[int]) -> int:
-    """Tiles a call: a few, for more make a CPU no faster; less where they don't fit the memory. On a GPU what doesn't fit is split."""
-    if network.members[0].device != "cpu":
-        return _ON_GPU
-    return int(np.clip(_share() // (_bytes_a_pixel(network) * math.prod(window)), 1, _ON_CPU))
-
-
-def _fitting(network: Ensemble) -> list[int]:
-    """The window of training, halved along all axes until one of it fits the memory."""
-    size, card = list(network.card.window), network.card
-    if network.members[0].device != "cpu":
-        return size
-    needed = _bytes_a_pixel(network)
-    while needed * math.prod(size) > _share() and min(size) > _PROBE[len(size)]:
-        size = [s // 2 for s in size]
-    if size != card.window:
-        print(
-            f"window {size} instead of {card.window}, which {_share() / 1e9:.1f} GB of memory do not hold; set window= to choose"
-        )
-    return size
-
-
-def _share() -> float:
-    """Bytes that the network may take of what there is."""
-    return 0.5 * available()
-
-
-def _bytes_a_pixel(network: Ensemble) -> float:
-    """Memory that the network takes for each pixel of a window, measured by how much more a larger one takes."""
-    dims = len(network.card.window)
-    small, large = (
-        np.zeros((1, network.num_bands, *[edge] * dims), np.float32) for edge in (_PROBE[dims] // 2, _PROBE[dims])
-    )
-    network(small)  # what is made at the first call, and what is freed and kept for the next one
-    more = (large.size - small.size) / network.num_bands
-    return max(peak_of(lambda: network(large)) / more, large.itemsize * network.num_bands)

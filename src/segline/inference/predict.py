@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
 from segline.commit import remove_leftovers
-from segline.inference.inputs import Jobs, find_inputs, plan_outputs
+from segline.inference.inputs import Jobs, find_inputs, overlapping_classes, plan_outputs
 from segline.inference.journal import Journal
 from segline.inference.members import locate_all, read_card
-from segline.inference.predictor import Settings, digest
+from segline.inference.predictor import Settings, journal_settings
 from segline.inference.worker import Worker
 from segline.labels import Labels
 
@@ -41,19 +45,20 @@ def predict_files(input: str, output: str, settings: Settings, processes: int = 
             be predicted.
     """
     paths = locate_all(settings.checkpoint)
-    card = read_card(paths[0])
-    jobs = plan_outputs(find_inputs(input), Path(output), settings.also)
-    journal = Journal(_make(Path(output)), {**asdict(settings), "checkpoint": [digest(path) for path in paths]})
+    labels = Labels(**read_card(paths[0]).labels)
+    jobs = plan_outputs(find_inputs(input), Path(output), settings.also, overlapping_classes(labels))
+    journal = Journal(_make(Path(output)), journal_settings(settings, paths))
     left = {file: made for file, made in jobs.items() if not journal.done(file, list(made.values()))}
     if len(left) < len(jobs):
         known = len(jobs) - len(left)
         print(f"{known} of {_count(len(jobs), 'file')} done already, by the same checkpoint and settings", flush=True)
+    failed = 0
     if processes > 1 and len(left) > 1:
         request = json.dumps({"input": input, "output": output, "settings": asdict(settings), "since": journal.since})
-        _share(request, min(processes, len(left)), left, journal)
+        failed = _share(request, min(processes, len(left)), left, journal)
     elif left:
         Worker(paths, settings, journal).work(left)
-    return _conclude(jobs, journal, output, Labels(**card.labels))
+    return _conclude(jobs, journal, output, labels, failed)
 
 
 def _make(folder: Path) -> Path:
@@ -65,42 +70,61 @@ def _make(folder: Path) -> Path:
     return folder
 
 
-def _share(request: str, processes: int, left: Jobs, journal: Journal) -> None:
-    """Let processes of their own do what is left; each takes the next file that no other one holds."""
+def _share(request: str, processes: int, left: Jobs, journal: Journal) -> int:
+    """Let processes of their own do what is left, each the next file that no other one holds; how many of them failed."""
     search = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    environment = {"OMP_NUM_THREADS": str(max(1, cores // processes)), **os.environ, "PYTHONPATH": search}
+    environment = {
+        "LOCAL_WORLD_SIZE": str(processes),
+        "OMP_NUM_THREADS": str(max(1, cores // processes)),
+        **os.environ,
+        "PYTHONPATH": search,
+    }
     command = [sys.executable, "-m", "segline.inference.worker", request]
     workers = [subprocess.Popen(command, env={**environment, "LOCAL_RANK": str(rank)}) for rank in range(processes)]
     try:
-        with tqdm(total=len(left), unit="file", desc="predict") as bar:
+        with _ending_by_exception(), tqdm(total=len(left), unit="file", desc="predict") as bar:
             while any(worker.poll() is None for worker in workers):
                 time.sleep(0.2)
-                if more := sum(journal.seen(file) for file in left) - bar.n:
-                    bar.update(more)
+                bar.update(journal.count() - bar.n)
     finally:
-        for worker in workers:  # on Ctrl-C
+        for worker in workers:  # no worker outlives this process
             worker.terminate()
             worker.wait()
-    if failed := sum(worker.returncode != 0 for worker in workers):
-        print(f"{failed} of {processes} processes failed; what they held is left undone", file=sys.stderr)
+    return sum(worker.returncode != 0 for worker in workers)
 
 
-def _conclude(jobs: Jobs, journal: Journal, output: str, labels: Labels) -> list[Path]:
+@contextmanager
+def _ending_by_exception() -> Iterator[None]:
+    """Let SIGTERM unwind the stack, as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():  # who else called this has its own way to end
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _conclude(jobs: Jobs, journal: Journal, output: str, labels: Labels, failed: int) -> list[Path]:
     """Say what was done and what not."""
     made = [paths for file, paths in jobs.items() if journal.done(file, list(paths.values()))]
     faults = [fault for file in jobs if (fault := journal.fault(file)) is not None]
-    extras = [name for name in made[0] if name != "mask"] if made else []
+    extras = [name for name in made[0] if not name.startswith("mask")] if made else []
     also = f", each with {', '.join(extras)}" if extras else ""
     print(f"{_count(len(made), 'mask')} in {output}{also}; classes: {', '.join(labels.names)}")
     if left := len(jobs) - len(made) - len(faults):
         print(f"{left} of {_count(len(jobs), 'file')} held by other processes, or left by ones that failed")
-    if faults:
-        raise ValueError(
-            "\n  ".join([f"{len(faults)} of {_count(len(jobs), 'file')} could not be predicted:", *faults])
+    problems = [f"{len(faults)} of {_count(len(jobs), 'file')} could not be predicted:", *faults] if faults else []
+    if failed:
+        problems.append(
+            f"{_count(failed, 'process')} ended before its time; the same command goes on with what is left"
         )
+    if problems:
+        raise ValueError("\n  ".join(problems))
     return [paths["mask"] for paths in made]
 
 
 def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
+    return f"{number} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"

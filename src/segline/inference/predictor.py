@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,8 @@ from numpy.typing import NDArray
 from segline.inference.blend import Piece
 from segline.inference.ensemble import Ensemble, views_of
 from segline.inference.inputs import POLYGONS
-from segline.inference.members import open_member, read_card
-from segline.inference.plan import choose_batch_size, choose_tiling
+from segline.inference.members import ONNX, open_member, read_card
+from segline.inference.plan import Room, choose_tiling
 from segline.inference.tiled import predict_tiles
 from segline.io.normalize import BandStatistics
 from segline.io.source import Source, Window
@@ -82,9 +83,13 @@ class Predictor:
         cards = [read_card(path) for path in paths]
         views = views_of(settings.tta, len(cards[0].window))
         _check(settings, len(cards[0].window), len(paths) * len(views) * settings.dropout_passes)
+        if settings.calibrated and len(paths) > 1:
+            raise ValueError(
+                "calibrated=true is of one network, but checkpoint names several; leave it out, or name one of them"
+            )
         calibrations = [read_calibration(path) for path in paths] if settings.calibrated else []
         device = settings.device
-        if device == "auto" and "LOCAL_RANK" in os.environ:
+        if device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and paths[0].suffix != ONNX:
             device = _own_gpu(int(os.environ["LOCAL_RANK"]))
         members = [
             open_member(
@@ -99,13 +104,17 @@ class Predictor:
         ]
         self.ensemble = Ensemble(members, views, settings.dropout_passes, "disagreement" in settings.also)
         self.card, self.labels = self.ensemble.card, self.ensemble.labels
-        # Thresholds are of one network's probabilities; of a mean they would be others.
-        self.thresholds = calibrations[0].thresholds if len(calibrations) == 1 else None
-        self.tiling = choose_tiling(self.ensemble, settings.blend, settings.window, settings.overlap)
-        self.batch_size = settings.batch_size or choose_batch_size(self.ensemble, self.tiling.window)
+        self.thresholds = calibrations[0].thresholds if calibrations else None
+        room = Room(self.ensemble)
+        self.tiling = choose_tiling(self.ensemble, settings.blend, settings.window, settings.overlap, room)
+        self.batch_size = settings.batch_size or room.batch_size(self.tiling.window)
 
     def pieces(
-        self, source: Source, statistics: BandStatistics | None = None, within: Window | None = None
+        self,
+        source: Source,
+        statistics: BandStatistics | None = None,
+        within: Window | None = None,
+        alone: bool = False,
     ) -> Iterator[Piece]:
         """Probabilities of a source, piece by piece, as `predict_tiles` gives them.
 
@@ -113,10 +122,17 @@ class Predictor:
             source: An image.
             statistics: Of its bands, where they are known already.
             within: Only this part of it.
+            alone: As in `predict_tiles`.
         """
         prepare = self.ensemble.prepare(source, statistics)
         return predict_tiles(
-            self.ensemble, source, prepare, batch_size=self.batch_size, within=within, **asdict(self.tiling)
+            self.ensemble,
+            source,
+            prepare,
+            batch_size=self.batch_size,
+            within=within,
+            alone=alone,
+            **asdict(self.tiling),
         )
 
     def num_tiles(self, source: Source, start: int = 0) -> int:
@@ -175,6 +191,12 @@ def _own_gpu(rank: int) -> str:
 
     count = torch.cuda.device_count()
     return f"cuda:{rank % count}" if count else "cpu"
+
+
+def journal_settings(settings: Settings, paths: Sequence[Path]) -> dict[str, Any]:
+    """All that masks depend on but the images: settings, and the contents of the checkpoints and of what was fitted to them."""
+    fitted = [calibration_path(path) for path in paths] if settings.calibrated else []
+    return {**asdict(settings), "checkpoint": [digest(path) for path in (*paths, *fitted) if path.exists()]}
 
 
 def digest(path: Path) -> str:

@@ -35,6 +35,7 @@ def predict_tiles(
     within: Window | None = None,
     profile: str | None = None,
     multiple: int | None = None,
+    alone: bool = False,
 ) -> Iterator[Piece]:
     """Yield what the network says, piece by piece: `[K, *piece]` with the piece's place; together they cover the source once.
 
@@ -51,6 +52,7 @@ def predict_tiles(
         within: Only this part of the source, from the tiles that it needs; None for all.
         profile: How overlapping tiles are blended, `linear` or `gaussian`; None: each tile's core is taken.
         multiple: As in `segline.tiling.tiles`.
+        alone: Ask of a last tile by itself, which is quicker; else it is asked twice, so that CPUs round as for any other.
     """
     part = within or whole(source.shape)
     grid = tiles(source.shape, tuple(window), tuple(margin), multiple)
@@ -62,7 +64,7 @@ def predict_tiles(
         lost = np.stack([np.isnan(image).all(0) for image in images])
         return np.stack([prepare(image) for image in images]), lost
 
-    said = _apply(network, read, grid, batch_size)
+    said = _apply(network, read, grid, batch_size, pair=batch_size > 1 and not alone)
     pieces = blend(grid, said, source.shape, profile) if profile else _cores(grid, said)
     return (clipped for piece in pieces if (clipped := _clip(piece, part)) is not None)
 
@@ -83,7 +85,7 @@ def _clip(piece: Piece, part: Window) -> Piece | None:
 
 
 def _apply(
-    network: Network, read: Callable[[Sequence[Tile]], _Batch], grid: Sequence[Tile], batch_size: int
+    network: Network, read: Callable[[Sequence[Tile]], _Batch], grid: Sequence[Tile], batch_size: int, pair: bool
 ) -> Iterator[NDArray[np.float32]]:
     """What the network says of each tile; of tiles without any data it is not asked, once it is known how many values it gives."""
     pending: deque[Future[_Batch]] = deque()
@@ -98,21 +100,21 @@ def _apply(
             images, lost = pending.popleft().result()
             asked = ~lost.reshape(len(lost), -1).all(1)
             if num_outputs is None or asked.all():
-                said = _ask(network, images, batch_size)
+                said = _ask(network, images, pair)
                 num_outputs = said.shape[1]
             else:
                 said = np.full((len(images), num_outputs, *images.shape[2:]), np.nan, np.float32)
                 if asked.any():
-                    said[asked] = _ask(network, images[asked], batch_size)
+                    said[asked] = _ask(network, images[asked], pair)
             for values, hole in zip(said, lost, strict=True):
                 if hole.any():
                     values[:, hole] = np.nan
                 yield values
 
 
-def _ask(network: Network, images: NDArray[np.float32], batch_size: int) -> NDArray[np.float32]:
+def _ask(network: Network, images: NDArray[np.float32], pair: bool) -> NDArray[np.float32]:
     """What the network says, the same whoever shares the batch: of one image alone CPUs round the sums in another order."""
-    if len(images) == 1 < batch_size:
+    if pair and len(images) == 1:
         return network(np.repeat(images, 2, 0))[:1]
     return network(images)
 

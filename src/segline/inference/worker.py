@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import sys
@@ -19,10 +18,11 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from segline.card import Card
-from segline.inference.inputs import POLYGONS, Jobs, find_inputs, plan_outputs
-from segline.inference.journal import Claim, Journal
-from segline.inference.members import locate_all
-from segline.inference.predictor import Predictor, Settings, digest
+from segline.commit import WriteError, writing
+from segline.inference.inputs import POLYGONS, Jobs, extra_path, find_inputs, overlapping_classes, plan_outputs
+from segline.inference.journal import Claim, Journal, place, state
+from segline.inference.members import locate_all, read_card
+from segline.inference.predictor import Predictor, Settings, journal_settings
 from segline.inference.ranges import doubt_range
 from segline.io.cog import as_cog
 from segline.io.open import BandsSource, open_image
@@ -30,6 +30,7 @@ from segline.io.polygons import write_polygons
 from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.io.sinks import Layer, Sink, discard, is_whole, open_sink
 from segline.io.source import Source, Window
+from segline.labels import Labels
 from segline.memory import keep_freed
 
 #: Pieces of a mask that wait to be written while the network computes.
@@ -60,11 +61,10 @@ class Worker:
     def work(self, jobs: Jobs) -> None:
         """Predict what of some files is not done and not held by another process."""
         left = [file for file, made in jobs.items() if not self.journal.done(file, list(made.values()))]
-        key = hashlib.sha256(json.dumps([self.journal.settings, asdict(self.predictor.tiling)]).encode()).hexdigest()
         # Of several processes the one that has started them shows how far they are.
         for file in tqdm(left, unit="file", desc="predict", disable=self.quiet or len(left) <= 1):
             made = jobs[file]
-            claim = Claim(made["mask"], key)
+            claim = Claim(made["mask"], self._key(file))
             if not claim.take():
                 continue
             finished = False
@@ -76,19 +76,29 @@ class Worker:
             finally:
                 claim.release(finished)
 
+    def _key(self, file: Path) -> str:
+        """Of all that the mask of a file depends on, as the file is now."""
+        depends = [self.journal.settings, asdict(self.predictor.tiling), str(place(file)), state(file)]
+        return hashlib.sha256(json.dumps(depends).encode()).hexdigest()
+
     def _try(self, file: Path, made: dict[str, Path], claim: Claim) -> None:
         try:
             self._predict(file, made, claim)
-        except (ValueError, OSError) as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise ValueError(
-                    f"{made['mask']}: the disk is full; the same command goes on with it when there is room"
-                ) from error
-            for name in self._layers(made):  # the next attempt starts afresh
-                discard(made[name])
-            self.journal.add(file, str(error))
+        except WriteError as error:  # what was computed is kept
+            raise ValueError(str(error)) from error
+        except Exception as error:  # of this file: the others are done nevertheless
+            self._discard(file, made)  # the next attempt starts afresh
+            known = isinstance(error, ValueError | OSError)
+            self.journal.add(file, str(error) if known else f"{file}: {type(error).__name__}: {error}")
         else:
+            self._discard(file, made)  # what calls for other extras have left
             self.journal.add(file)
+
+    def _discard(self, file: Path, made: dict[str, Path]) -> None:
+        """Remove what is half-written of a file's layers, whichever call began it."""
+        beside = made["mask"].with_name(file.name)
+        for path in (made["mask"], *(extra_path(beside, name) for name in _MEASURES)):
+            discard(path)
 
     def _predict(self, file: Path, made: dict[str, Path], claim: Claim) -> None:
         source = open_for(file, self.predictor.card)
@@ -110,13 +120,16 @@ class Worker:
             if "overlay" in made and "mask" in sinks:
                 from segline.overlay import draw_overlay  # with matplotlib, which others need not wait for
 
-                draw_overlay(source, sinks["mask"].read, self.labels, made["overlay"])
+                with writing(made["overlay"]):
+                    draw_overlay(source, sinks["mask"].read, self.labels, made["overlay"])
         for name in POLYGONS & made.keys():
-            write_polygons(made["mask"], self.labels, made[name])
+            with writing(made[name]):
+                write_polygons(made["mask"], self.labels, made[name])
         if self.settings.cog:
             for name in layers:
                 if made[name].suffix.lower() in RASTER_SUFFIXES:
-                    as_cog(made[name])
+                    with writing(made[name]):
+                        as_cog(made[name])
 
     def _layers(self, made: dict[str, Path]) -> dict[str, Layer]:
         planes = {"probs": self.labels.names, "entropy": ("entropy",), "disagreement": ("disagreement",)}
@@ -128,20 +141,23 @@ class Worker:
         start = claim.rows if all(sink.goes_on for sink in sinks.values()) else 0
         claim.reach(start)
         rest = (slice(start, source.shape[0]), *(slice(0, size) for size in source.shape[1:]))
-        pieces, total = self.predictor.pieces(source, within=rest), self.predictor.num_tiles(source, start)
+        total = self.predictor.num_tiles(source, start)
+        pieces = self.predictor.pieces(source, within=rest, alone=self.predictor.num_tiles(source) == 1)
 
-        def write(place: Window, values: NDArray[np.float32]) -> None:
-            if place[0].start > claim.rows:  # all before is written: pieces come row by row
-                claim.reach(place[0].start)
+        def write(where: Window, values: NDArray[np.float32]) -> None:
+            if where[0].start > claim.rows:  # all before is written: pieces come row by row
+                for sink in sinks.values():
+                    sink.flush()
+                claim.reach(where[0].start)
             for layer, planes in self._planes(values, sinks).items():
-                sinks[layer].write(place, planes)
+                sinks[layer].write(where, planes)
 
         with ThreadPoolExecutor(1, "write") as writer:
             waiting: deque[Future[None]] = deque()
-            for place, values in tqdm(
+            for where, values in tqdm(
                 pieces, unit="tile", desc=name, delay=2, leave=False, total=total, disable=self.quiet
             ):
-                waiting.append(writer.submit(write, place, values))
+                waiting.append(writer.submit(write, where, values))
                 if len(waiting) > _WAITING:
                     waiting.popleft().result()
             for written in waiting:
@@ -194,9 +210,9 @@ def main(request: str) -> None:
     asked = json.loads(request)
     settings = Settings(**asked["settings"])
     paths = locate_all(settings.checkpoint)
-    jobs = plan_outputs(find_inputs(asked["input"]), Path(asked["output"]), settings.also)
-    digests = [digest(path) for path in paths]
-    journal = Journal(Path(asked["output"]), {**asdict(settings), "checkpoint": digests}, asked["since"])
+    classes = overlapping_classes(Labels(**read_card(paths[0]).labels))
+    jobs = plan_outputs(find_inputs(asked["input"]), Path(asked["output"]), settings.also, classes)
+    journal = Journal(Path(asked["output"]), journal_settings(settings, paths), asked["since"])
     Worker(paths, settings, journal, quiet=True).work(jobs)
 
 

@@ -55,6 +55,11 @@ def row_areas(geometry: Geometry, shape: Sequence[int]) -> Array | None:
     return np.full(height, abs(a * e - b * d) * unit**2)
 
 
+def is_in_degrees(geometry: Geometry) -> bool:
+    """Whether a raster's grid is one of longitudes and latitudes."""
+    return geometry.crs is not None and bool(CRS.from_wkt(geometry.crs).is_geographic)
+
+
 def _ellipsoid(wkt: str) -> tuple[float, float]:
     """Semi-major axis in metres, and squared eccentricity."""
     found = _ELLIPSOID.search(wkt)

@@ -20,7 +20,7 @@ from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.windows import Window as RasterWindow
 
-from segline.commit import committed
+from segline.commit import committed, writing
 from segline.io.raster import ENVIRONMENT, RasterSource
 from segline.io.source import Source, Window
 from segline.io.volume import VolumeSource, load, native_slabs
@@ -86,11 +86,17 @@ class Sink:
         #: Whether what an earlier sink wrote is there.
         self.goes_on = keep and self._scratch.exists() and self._scratch.stat().st_size == size
         if not self.goes_on:
-            _reserve(self._scratch, size)
+            with writing(path):
+                _reserve(self._scratch, size)
 
     def write(self, window: Window, values: NDArray[Any]) -> None:
         """Take the values of a window: `[*window]` or `[P, *window]`."""
         self._map("r+")[(slice(None), *window)] = values
+
+    def flush(self) -> None:
+        """Let what was written outlive a power failure, too."""
+        with self._scratch.open("r+b") as file:
+            os.fdatasync(file.fileno())
 
     def read(self, window: Window) -> NDArray[Any]:
         """What was written, as labels code a mask: `[*window]`, or `[P, *window]` for overlapping classes and real numbers."""
@@ -109,7 +115,7 @@ class Sink:
     ) -> None:
         try:
             if kind is None:
-                with committed(self.path) as temporary:
+                with writing(self.path), committed(self.path) as temporary:
                     self._save(self._map("r"), temporary)
         except BaseException:
             if not self._keep:
@@ -184,8 +190,17 @@ def _save_tiff(planes: NDArray[Any], path: Path, layer: Layer, crs: Any, transfo
             for band, name in enumerate(layer.names if count == len(layer.names) else (), 1):
                 file.set_band_description(band, name)
             for rows, columns in _blocks(height, width):
-                place = RasterWindow(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
-                file.write(np.asarray(planes[:, rows, columns]), window=place)
+                file.write(np.asarray(planes[:, rows, columns]), window=_place(rows, columns))
+        # GDAL writes the last blocks when it closes, and rasterio does not hear whether it could.
+        with rasterio.open(path, driver="GTiff") as file:
+            for rows, columns in _blocks(height, width):
+                written = file.read(window=_place(rows, columns))
+                if not np.array_equal(written, planes[:, rows, columns], equal_nan=layer.labels is None):
+                    raise OSError(f"rows {rows.start} to {rows.stop} are not on the disk")
+
+
+def _place(rows: slice, columns: slice) -> RasterWindow:
+    return RasterWindow(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
 
 
 def _blocks(height: int, width: int) -> Iterator[tuple[slice, slice]]:
@@ -219,10 +234,15 @@ def save_picture(planes: NDArray[Any], path: Path, target: Path, labels: Labels)
     """PNG with a palette; of several overlapping classes each is a file of its own, too: `<target>_<class>.png`."""
     if len(planes) > 1:
         for k, name in enumerate(labels.names):
-            with committed(target.with_stem(f"{target.stem}_{name.replace('/', '-')}")) as temporary:
+            with committed(class_path(target, name)) as temporary:
                 _save_palette(planes[k], labels.id_palette[[0, k + 1]], temporary)
     # The plain name shows all classes at once: the last one wins where they overlap.
     _save_palette(planes[0] if len(planes) == 1 else labels.as_ids(planes), labels.id_palette, path)
+
+
+def class_path(target: Path, name: str) -> Path:
+    """Where the picture of one of several overlapping classes lies."""
+    return target.with_stem(f"{target.stem}_{name.replace('/', '-')}")
 
 
 def _save_palette(mask: NDArray[np.uint8], palette: NDArray[Any], path: Path) -> None:

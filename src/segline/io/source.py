@@ -17,6 +17,10 @@ from segline.labels import IGNORE_INDEX
 Window = tuple[slice, ...]
 
 
+#: Rows of a matrix that takes (column, row, 1) or (x, y, z, 1) to the world.
+Affine = tuple[tuple[float, ...], ...]
+
+
 @dataclass(frozen=True)
 class Geometry:
     """Where a grid lies in the world.
@@ -28,7 +32,7 @@ class Geometry:
         spacing: Size of a pixel along each axis of `*S`: mm for volumes, units of the CRS for rasters; None for photographs.
     """
 
-    affine: tuple[tuple[float, ...], ...] | None = None
+    affine: Affine | None = None
     crs: str | None = None
     spacing: tuple[float, ...] | None = None
 
@@ -70,7 +74,7 @@ class Block:
         self.whole, self.block = whole, block
         self.path = whole.path
         self.shape = tuple(b.stop - b.start for b in block)
-        self.geometry = Geometry(crs=whole.geometry.crs, spacing=whole.geometry.spacing)
+        self.geometry = Geometry(_shifted(whole.geometry.affine, block), whole.geometry.crs, whole.geometry.spacing)
         self.num_bands = getattr(whole, "num_bands", 0)
 
     def read(self, window: Window) -> NDArray[Any]:
@@ -78,6 +82,15 @@ class Block:
         return self.whole.read(
             tuple(slice(b.start + w.start, b.start + w.stop) for b, w in zip(self.block, window, strict=True))
         )
+
+
+def _shifted(affine: Affine | None, block: Window) -> Affine | None:
+    """Where a block lies, by where the whole does."""
+    if affine is None:
+        return None
+    start = [b.start for b in reversed(block)]  # affines take (column, row) or (x, y, z)
+    moved = [row[-1] + sum(a * s for a, s in zip(row, start, strict=False)) for row in affine[:-1]]
+    return (*((*row[:-1], at) for row, at in zip(affine[:-1], moved, strict=True)), affine[-1])
 
 
 def say_size(shape: Sequence[int]) -> str:
