@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 
 from segline.card import Card
-from segline.checkpoints import locate, read_network
+from segline.checkpoints import locate
 from segline.commit import committed
 from segline.inference.members import ONNX
-from segline.inference.network import build_network
+from segline.inference.network import load_network
 from segline.inference.onnx import CARD, WEIGHTS, digest, read, start
 from segline.inference.tiled import Network
 
@@ -63,21 +62,13 @@ def _open(checkpoint: str, trust: Sequence[str]) -> tuple[torch.nn.Module, Card]
         raise ValueError(
             f"{path} is an ONNX file already; expected a run folder of src/train.py or a .ckpt file in one"
         )
-    card, weights = read_network(path)
-    network = build_network(card, trust).eval()
-    try:
-        network.load_state_dict(weights)
-    except RuntimeError as error:
-        raise ValueError(f"{path}: the checkpoint's weights do not fit the network of its card ({error})") from error
-    size = sum(weight.numel() * weight.element_size() for weight in weights.values())
+    network, card = load_network(path, trust)
+    size = sum(weight.numel() * weight.element_size() for weight in network.state_dict().values())
     if size > _MOST_BYTES:
         raise ValueError(
             f"{path}: its weights take {size / 2**30:.1f} GB, but one ONNX file holds less than 2; use it as it is"
         )
-    stride = getattr(network, "stride", None)
-    return network, replace(
-        card, stride=stride if isinstance(stride, int) else None
-    )  # a convolution's is something else
+    return network, card
 
 
 def _target(checkpoint: str, output: str) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,32 @@ def open_checkpoint(
     Raises:
         ValueError: The checkpoint is not what it should be, or there is no such device.
     """
-    card, weights = read_network(path)
-    labels = Labels(**card.labels)
     place = _device(device)
+    network, card = load_network(path, trust)
+    labels = Labels(**card.labels)
+    network = network.to(memory_format=memory_format(2 + len(card.window))).to(place)
+    if dropout:
+        _leave_dropout(network, path)
+        torch.manual_seed(0)  # the same command gives the same mask
+
+    def finish(logits: Any) -> Any:
+        return labels.probs(logits if temperature == 1 else logits / temperature)
+
+    call = on_arrays(network, place, precision or card.precision, finish)
+    return Member(card, call, card.stride, place.type)
+
+
+def load_network(path: Path, trust: Sequence[str]) -> tuple[torch.nn.Module, Card]:
+    """The trained network of a checkpoint in float32, in evaluation mode, and its card with the stride that only the network knows.
+
+    Args:
+        path: Of a file.
+        trust: Packages besides segline's own whose networks the checkpoint may name.
+
+    Raises:
+        ValueError: The checkpoint is not what it should be.
+    """
+    card, weights = read_network(path)
     try:
         network = build_network(card, trust, weights)
     except ValueError as error:
@@ -48,16 +72,8 @@ def open_checkpoint(
         raise ValueError(
             f"{path}: the checkpoint's weights do not fit the network of its card ({error}); use another checkpoint of the run"
         ) from error
-    network = network.to(memory_format=memory_format(2 + len(card.window))).to(place).eval()
-    if dropout:
-        _leave_dropout(network, path)
-
-    def finish(logits: Any) -> Any:
-        return labels.probs(logits if temperature == 1 else logits / temperature)
-
-    call = on_arrays(network, place, precision or card.precision, finish)
     stride = getattr(network, "stride", None)  # of a network of the user's it may be something else
-    return Member(card, call, stride if isinstance(stride, int) else None, place.type)
+    return network.eval(), replace(card, stride=stride if isinstance(stride, int) else None)
 
 
 def _device(name: str) -> torch.device:
