@@ -12,7 +12,8 @@ from segline.config import OWN, build
 from segline.data.cases import SPLITS
 from segline.data.datamodule import SegmentationDataModule
 from segline.data.folder import discover
-from segline.evaluation.evaluate import Options, calibrate, evaluate
+from segline.evaluation.calibrate import calibrate
+from segline.evaluation.evaluate import Options, evaluate
 from segline.inference.members import locate_all, read_card
 from segline.inference.predictor import Settings
 from segline.io.normalize import Normalize

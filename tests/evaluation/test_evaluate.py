@@ -230,6 +230,21 @@ def test_a_scene_that_is_cut_into_blocks_is_measured_in_metres(tmp_path: Path) -
     assert np.array(block.geometry.affine)[:2, 2].tolist() == [5e5 + 80, 5e6 - 20]
 
 
+def test_of_a_case_too_large_for_the_memory_all_that_adds_up_is_measured(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_ = score(config(tmp_path, checkpoint), "folder", Settings(checkpoint))
+    monkeypatch.setattr("segline.evaluation.evaluate._LARGEST", 100)
+    parts = score(config(tmp_path, checkpoint), "folder", Settings(checkpoint))
+    assert sorted(parts["large"]) == list(NAMES)
+    for one, other in zip(whole_["classes"], parts["classes"], strict=True):
+        assert {key: one[key] for key in ("iou", "dice_case", "size_true", "size_pred")} == {
+            key: other[key] for key in ("iou", "dice_case", "size_true", "size_pred")
+        }
+        assert other["hd95"] is other["object_f1"] is None
+    assert "too large to be measured as a whole: a, " in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_masks_of_an_older_calibration_are_not_taken_for_new_ones(tmp_path: Path, checkpoint: str) -> None:
     image, out, masks = str(tmp_path / "set" / "a.png"), str(tmp_path / "masks"), []
     for thresholds in ([0.05, 0.05, 0.9], [0.9, 0.05, 0.05]):

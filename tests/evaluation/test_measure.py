@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rasterio.crs import CRS
 
-from segline.evaluation.measure import DISTANCES, Scale, errors_by_distance, measure_case
+from segline.evaluation.measure import DISTANCES, Scale, errors_by_distance, measure_case, sizes_of
 from segline.io.source import Geometry
 from segline.labels import IGNORE_INDEX, Labels
 
@@ -40,8 +40,11 @@ def test_two_squares_by_hand() -> None:
     pred = mask.copy()
     mask[5:11, 5:11] = 1
     pred[5:11, 8:14] = 1
-    found = measure_case(pred, mask, LABELS, Scale((2.0, 2.0), "mm", np.full(20, 4.0)), None, 0.3).row
-    assert found["size_true/crop"] == found["size_pred/crop"] == 36 * 4
+    scale = Scale((2.0, 2.0), "mm", np.full(20, 4.0))
+    found = measure_case(pred, mask, LABELS, scale, None, 0.3).row
+    halves = [sizes_of(pred[rows], mask[rows], LABELS, scale, rows) for rows in (slice(0, 9), slice(9, 20))]
+    for name in ("size_true/crop", "size_pred/crop"):
+        assert sum(half[name] for half in halves) == 36 * 4
     assert found["hd95/crop"] == pytest.approx(6.0)  # three pixels of 2 mm
     assert (found["objects_tp/crop"], found["objects_fp/crop"], found["objects_fn/crop"]) == (1, 0, 0)  # IoU 18 / 54
     assert found["hd95/weed"] is None

@@ -423,6 +423,23 @@ def test_a_disk_that_fills_while_the_file_is_written_leaves_no_half_one(
 
 
 @pytest.mark.slow
+def test_jobs_of_hydras_launchers_share_the_files(tmp_path: Path, checkpoint: str) -> None:
+    for number in range(3):
+        scene(tmp_path / "in" / f"{number}.tif")
+    script = Path(segline.__file__).parents[1] / "predict.py"
+    asked = [f"checkpoint={checkpoint}", f"input={tmp_path / 'in'}", f"output={tmp_path / 'out'}"]
+    command = [sys.executable, str(script), "-m", "part=1,2", *asked]
+    # Two launchers at once, as a cluster's scheduler would start their jobs.
+    jobs = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [job.communicate()[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0]
+    assert all("#1 : part=2" in text for text in said)
+    assert len((tmp_path / "out" / ".predicted.jsonl").read_text().splitlines()) == 3  # each once
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["0.tif", "1.tif", "2.tif"]
+    assert not (tmp_path / "multirun.yaml").exists()
+
+
+@pytest.mark.slow
 def test_a_process_that_dies_is_said_by_the_exit_code(
     tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

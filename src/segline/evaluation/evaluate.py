@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,20 @@ from segline.commit import committed
 from segline.data.cases import Case
 from segline.data.datamodule import SegmentationDataModule
 from segline.evaluation import page
-from segline.evaluation.measure import CaseMeasures, Scale, measure_case
+from segline.evaluation.measure import CaseMeasures, Scale, measure_case, sizes_of
 from segline.evaluation.summary import slice_by_distance, slice_by_group, slice_by_size, summarise_classes
 from segline.evaluation.suspects import Suspect, find_suspects, sure_and_wrong
 from segline.examples import examples, show_place
 from segline.inference.members import locate_all
-from segline.inference.predictor import Predictor, Settings, calibration_path, digest
+from segline.inference.predictor import Predictor, Settings
 from segline.io.normalize import BandStatistics
-from segline.io.source import MaskSource, Source, Window
+from segline.io.source import MaskSource, Source, Window, whole
 from segline.labels import IGNORE_INDEX
-from segline.metrics.calibration import Calibration, Reliability, apply_temperature
-from segline.metrics.fit import fit_temperature, fit_thresholds
+from segline.metrics.calibration import Reliability
 from segline.metrics.overlap import Overlap
-from segline.metrics.sample import PixelSample
 
 #: Pixels of a case up to which surfaces and objects are measured, for which the whole mask lies in memory.
 _LARGEST = 2**27
-#: Pixels that temperature and thresholds are fitted to.
-_FITTED = 2**18
 _SUSPECTS = 8
 
 
@@ -127,27 +123,30 @@ class Evaluator:
         evaluation.unit, evaluation.size_unit = scale.unit, scale.size_unit
         large = int(np.prod(source.shape)) * self.labels.num_planes > _LARGEST
         planes = (self.labels.num_planes, *source.shape) if not self.labels.exclusive else source.shape
-        whole = (
+        arrays = (
             None if large else (np.zeros(planes, np.uint8), np.zeros(planes, np.uint8), np.zeros(source.shape, bool))
         )
+        sizes: dict[str, float] = {}
         for place, probs, truth in self.pieces(source, mask_source, statistics):
             pred = self.predictor.decide(probs)
+            for name, size in sizes_of(pred, truth, self.labels, scale, place[0]).items():
+                sizes[name] = sizes.get(name, 0.0) + size
             overlap.update(_batch(pred), _batch(truth), torch.tensor([index]))
             evaluation.reliability.update(probs, truth)
-            if whole is not None:
+            if arrays is not None:
                 where: Any = (..., *place)
-                whole[0][where], whole[1][where] = pred, truth
-                whole[2][place] = sure_and_wrong(probs, pred, truth, self.labels)
-        if whole is None:
+                arrays[0][where], arrays[1][where] = pred, truth
+                arrays[2][place] = sure_and_wrong(probs, pred, truth, self.labels)
+        if arrays is None:
             evaluation.large.append(case.name)
-            return {}
-        pred, truth, places = whole
-        instances = mask_source.instances(_all(source)) if hasattr(mask_source, "instances") else None
+            return dict(sizes)
+        pred, truth, places = arrays
+        instances = mask_source.instances(whole(source.shape)) if hasattr(mask_source, "instances") else None
         options = self.options
         measures = measure_case(pred, truth, self.labels, scale, options.tolerance, options.object_iou, instances)
         evaluation.measures.append(measures)
         evaluation.suspects += find_suspects(case.name, places, pred, truth, self.labels)
-        return measures.row
+        return {**sizes, **measures.row}
 
     def pieces(
         self, source: Source, mask_source: MaskSource, statistics: BandStatistics | None
@@ -158,63 +157,10 @@ class Evaluator:
             truth[..., np.isnan(probs).all(0)] = IGNORE_INDEX
             yield place, probs, truth
 
-    def sample(self, cases: Sequence[Case]) -> PixelSample:
-        """An even sample of the pixels of some cases."""
-        sample = PixelSample(self.labels, _FITTED)
-        for case in tqdm(cases, unit="case", desc="calibrate"):
-            for _, probs, truth in self.pieces(*self.data.open(case)):
-                sample.update(probs, truth)
-        return sample
-
 
 def _batch(mask: NDArray[np.uint8]) -> torch.Tensor:
     """A mask as a batch of one, of the type that its counts are taken in."""
     return torch.from_numpy(np.ascontiguousarray(mask, np.int64))[None]
-
-
-def _all(source: Source) -> Window:
-    return tuple(slice(0, size) for size in source.shape)
-
-
-def calibrate(settings: Settings, data: SegmentationDataModule) -> Calibration:
-    """Fit temperature and thresholds to the validation part, and leave them beside the checkpoint.
-
-    Raises:
-        ValueError: There are several checkpoints, or no validation part.
-    """
-    paths = locate_all(settings.checkpoint)
-    if len(paths) > 1:
-        raise ValueError("calibrate=true fits one checkpoint; name one of them at a time")
-    if not data.cases["val"]:
-        raise ValueError("calibrate=true needs a validation part; set data.val=0.2, and split to val or test")
-    plain = Predictor(paths, replace(settings, calibrated=False))
-    labels = plain.labels
-    sample = Evaluator(plain, data, Options()).sample(data.cases["val"])
-    probs, mask = sample.probs, sample.mask
-    temperature = fit_temperature(probs, mask, labels)
-    scaled = apply_temperature(probs, temperature, labels)
-    calibration = Calibration(
-        temperature,
-        fit_thresholds(scaled, mask, labels),
-        "val",
-        len(mask),
-        digest(paths[0]),
-        _ece(probs, mask, labels),
-        _ece(scaled, mask, labels),
-    )
-    calibration.save(calibration_path(paths[0]))
-    shown = ", ".join(f"{name} {t:.2f}" for name, t in zip(labels.names, calibration.thresholds or [], strict=True))
-    print(
-        f"temperature {temperature:.2f}: calibration error {calibration.ece_before:.3f} -> {calibration.ece_after:.3f}; "
-        f"thresholds {shown}; left in {calibration_path(paths[0])}"
-    )
-    return calibration
-
-
-def _ece(probs: NDArray[np.float32], mask: NDArray[np.uint8], labels: Any) -> float:
-    reliability = Reliability(labels)
-    reliability.update(probs.T, mask if labels.exclusive else mask.T)
-    return reliability.ece
 
 
 def evaluate(

@@ -121,8 +121,6 @@ def measure_case(
         measures.objects[name] = found
         values = {
             **surfaces,
-            "size_true": _size(true, scale),
-            "size_pred": _size(said, scale),
             "objects_tp": found.tp,
             "objects_fp": found.fp,
             "objects_fn": found.fn,
@@ -132,10 +130,25 @@ def measure_case(
     return measures
 
 
-def _size(of_class: NDArray[np.bool_], scale: Scale) -> float:
-    """Area or volume."""
-    counts = of_class.reshape(len(of_class), -1).sum(1)
-    return float(counts @ scale.sizes)
+def sizes_of(
+    pred: NDArray[np.uint8], mask: NDArray[np.uint8], labels: Labels, scale: Scale, rows: slice
+) -> dict[str, float]:
+    """Area or volume of each class in a part of a case, `size_true/<class>` and `size_pred/<class>`: parts add up.
+
+    Args:
+        pred: Decision of the part.
+        mask: Its truth.
+        labels: Their meaning.
+        scale: Of the whole case.
+        rows: Where the part lies along the first axis.
+    """
+    sizes = {}
+    for k in labels.shown:
+        valid = (mask if labels.exclusive else mask[k]) != IGNORE_INDEX
+        for kind, of_class in (("true", labels.of_class(mask, k)), ("pred", labels.of_class(pred, k) & valid)):
+            counts = of_class.reshape(len(of_class), -1).sum(1)
+            sizes[f"size_{kind}/{labels.names[k]}"] = float(counts @ scale.sizes[rows])
+    return sizes
 
 
 def errors_by_distance(pred: NDArray[np.uint8], mask: NDArray[np.uint8], labels: Labels) -> NDArray[np.int64]:
