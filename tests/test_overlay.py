@@ -131,6 +131,7 @@ def test_the_legend_names_the_classes_that_are_seen(tmp_path: Path) -> None:
     assert np.flatnonzero((legend == RED).all(-1).any(0))[0] < np.flatnonzero((legend == BLUE).all(-1).any(0))[0]
 
 
+@pytest.mark.slow
 def test_a_long_legend_takes_lines_and_ends_where_there_is_no_more_room(tmp_path: Path) -> None:
     many = Labels({f"class {k} é": k for k in range(200)})
     mask = np.repeat(np.repeat(np.arange(200).reshape(20, 10), 10, 0), 60, 1)

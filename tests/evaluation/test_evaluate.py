@@ -98,6 +98,7 @@ def test_the_page_holds_all_that_it_shows(tmp_path: Path, checkpoint: str) -> No
         assert name in page
 
 
+@pytest.mark.slow
 def test_temperature_and_thresholds_are_fitted_to_validation_and_used_by_both_commands(
     tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -145,6 +146,7 @@ def test_what_does_not_fit_is_said(tmp_path: Path, checkpoint: str, overrides: l
         score(config(tmp_path, checkpoint, *overrides), "folder", Settings(checkpoint))
 
 
+@pytest.mark.slow
 def test_areas_of_a_scene_are_square_metres(tmp_path: Path) -> None:
     card = make_card(1)
     path = save(tmp_path / "best.ckpt", card, make_network(card))
@@ -198,6 +200,7 @@ def test_the_data_of_a_run_is_data_and_not_code(tmp_path: Path) -> None:
             own_data(str(run))
 
 
+@pytest.mark.slow
 def test_options_of_the_command_reach_the_measures(tmp_path: Path, checkpoint: str) -> None:
     assert set(Options.__dataclass_fields__) <= set(OmegaConf.to_container(compose(name="eval")))
     found = {}
@@ -230,6 +233,7 @@ def test_a_scene_that_is_cut_into_blocks_is_measured_in_metres(tmp_path: Path) -
     assert np.array(block.geometry.affine)[:2, 2].tolist() == [5e5 + 80, 5e6 - 20]
 
 
+@pytest.mark.slow
 def test_of_a_case_too_large_for_the_memory_all_that_adds_up_is_measured(
     tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,9 @@ from segline.inference.onnx import CARD, WEIGHTS, digest, num_threads
 from segline.inference.plan import choose_tiling
 from segline.models.unet import UNet
 
+#: Each export takes seconds.
+pytestmark = pytest.mark.slow
+
 RNG = np.random.default_rng(0)
 SRC = Path(__file__).parents[2] / "src"
 
@@ -284,7 +287,6 @@ PLAIN = {"_target_": "segline.models.unet.UNet", "channels": [4, 6, 8]}
 SMP = {"_target_": "segline.models.smp.SMP"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("dims", "network"),
     [
@@ -313,7 +315,6 @@ def test_networks_are_exported_for_any_size(tmp_path: Path, dims: int, network: 
         np.testing.assert_allclose(ours.network(images), theirs.network(images), atol=1e-4)
 
 
-@pytest.mark.slow
 def test_masks_of_volumes_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     card = make_card(1, dims=3, normalize={"scope": "case"})
     path = save(tmp_path / "tiny.ckpt", card, make_network(card))
@@ -329,7 +330,6 @@ def test_masks_of_volumes_are_those_of_the_checkpoint(tmp_path: Path) -> None:
     assert (ours == theirs).mean() >= 0.9999
 
 
-@pytest.mark.slow
 def test_a_network_that_decides_by_the_size_is_refused(tmp_path: Path) -> None:
     network = {**SMP, "architecture": "pan", "encoder_name": "resnet18", "in_channels": 2, "num_classes": 3}
     card = make_card(2, network=network)
@@ -359,7 +359,6 @@ def test_a_network_that_cannot_be_exported_is_named(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_the_command_exports_and_the_next_one_predicts(tmp_path: Path) -> None:
     card = make_card(3)
     network = UNet(**{key: value for key, value in card.network.items() if key != "_target_"})
