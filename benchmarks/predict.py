@@ -4,8 +4,9 @@
     python benchmarks/predict.py --raster 5000 20000 --volume 250 1000
     python benchmarks/predict.py --peers 2048         the same raster and network by rasterio and MONAI
 
-Each file is predicted by a process of its own, by an untrained network: masks don't matter here, time and memory do. Rasters go to
-SMP's U-Net with a ResNet-18, volumes to a U-Net of three levels from 16 channels.
+Each file is predicted by a process of its own, by an untrained network: masks don't matter here, time and memory do. Volumes go to a
+U-Net of three levels from 16 channels, rasters to SMP's U-Net with a ResNet-18, or with --small to that one, too, beside which all that
+is around it shows.
 """
 
 from __future__ import annotations
@@ -40,9 +41,10 @@ from segline.precision import fast_precision, memory_format
 WINDOWS = {"raster": [256, 256], "volume": [64, 64, 64]}
 MARGINS = {"raster": [32, 32], "volume": [8, 8, 8]}
 BANDS = {"raster": 4, "volume": 1}
+SMALL: dict[str, Any] = {"_target_": "segline.models.unet.UNet", "channels": [16, 32, 64]}
 NETWORKS: dict[str, dict[str, Any]] = {
     "raster": {"_target_": "segline.models.smp.SMP", "architecture": "unet", "encoder_name": "resnet18"},
-    "volume": {"_target_": "segline.models.unet.UNet", "channels": [16, 32, 64]},
+    "volume": SMALL,
 }
 BATCH = 4
 MEAN, STD = 5000.0, 2900.0
@@ -122,7 +124,7 @@ def _bare(card: Card, network: torch.nn.Module) -> float:
     return count / (time.perf_counter() - start)
 
 
-def measure(rasters: list[int], volumes: list[int]) -> None:
+def measure(rasters: list[int], volumes: list[int], small: bool) -> None:
     print(
         "| file | peak memory, MB | windows/s | bare network, windows/s | ratio |\n| --- | ---: | ---: | ---: | ---: |"
     )
@@ -134,7 +136,7 @@ def measure(rasters: list[int], volumes: list[int]) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / f"{kind}.{suffix}"
                 write(file, size)
-                command = [sys.executable, __file__, "--one", kind, str(file), folder]
+                command = [sys.executable, __file__, "--one", kind, str(file), folder, *(["--small"] if small else [])]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
                 said = json.loads(done.stdout.rpartition("RESULT ")[2])
                 name = f"{size:,} x {size:,} x 4, uint16" if kind == "raster" else f"512 x 512 x {size:,}, int16"
@@ -203,17 +205,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--raster", type=int, nargs="*", default=[2000, 5000], help="edges in pixels")
     parser.add_argument("--volume", type=int, nargs="*", default=[64, 128], help="slices of 512 x 512 voxels")
+    parser.add_argument("--small", action="store_true", help="rasters, too, by the small U-Net")
     parser.add_argument("--peers", type=int, help="edge in pixels of the raster that MONAI predicts, too")
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.small:
+        NETWORKS["raster"] = SMALL
     if options.one:
         kind, file, folder = options.one
         predict(kind, Path(file), Path(folder))
     elif options.peers:
         compare(options.peers, options.rounds)
     else:
-        measure(options.raster, options.volume)
+        measure(options.raster, options.volume, options.small)
 
 
 if __name__ == "__main__":
