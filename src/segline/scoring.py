@@ -52,7 +52,23 @@ def score(config: DictConfig, data_name: str, settings: Settings) -> dict[str, A
         options,
         build(config.metrics)["overlap"],
         f"{path.parent.name or path.name} on {card.trained_on if data_name == OWN else data_name}, {split}",
+        _flattered(split, data_name == OWN, settings.calibrated),
     )
+
+
+def _flattered(split: str, own: bool, calibrated: bool) -> list[str]:
+    """What a reader must know of a score before believing it."""
+    known = {
+        "train": "The network was trained on these very cases.",
+        "val": "The weights were picked by their score on this very part, which flatters them.",
+        "all": "The network was trained on most of these cases.",
+    }
+    notes = [known[split]] if own and split in known else []
+    if calibrated and split != "test":
+        notes.append(
+            "Temperature and thresholds were fitted to the validation part: on it, what they gain is flattered, too."
+        )
+    return notes
 
 
 def _open_data(config: DictConfig, name: str, card: Card, path: Path) -> SegmentationDataModule:
@@ -65,12 +81,20 @@ def _open_data(config: DictConfig, name: str, card: Card, path: Path) -> Segment
     with open_dict(node):
         node.augment = None  # evaluation looks at files as they are
         node.bands, node.spacing_mm, node.window, node.margin = card.bands, card.spacing_mm, card.window, card.margin
-        node.in_channels, node.spatial_dims = card.network.get("in_channels", node.in_channels), len(card.window)
+        node.spatial_dims = len(card.window)
+        if card.bands is not None:
+            node.in_channels = len(card.bands)
         if not node.labels.get("classes"):  # of data=folder, where nothing else is said
             node.labels = {"_target_": "segline.labels.Labels", **card.labels}
         if config.split == "all":
             node.val = node.test = 0.0
-    data: SegmentationDataModule = build(discover(node))
+    data: SegmentationDataModule = build(discover(node, quiet=True))
+    bands = card.network.get("in_channels", data.in_channels)  # a network of the user's may go by another name
+    if data.in_channels != bands:
+        raise ValueError(
+            f"data={name} has {data.in_channels} bands, but the network was trained on {bands} ({card.trained_on}); "
+            "evaluate it on files with all of those"
+        )
     ours, theirs = data.labels, card.labels
     if (list(ours.names), ours.scheme) != (list(theirs["classes"]), theirs.get("scheme", "exclusive")):
         raise ValueError(

@@ -137,6 +137,10 @@ def test_what_was_fitted_to_other_weights_is_not_used(tmp_path: Path, checkpoint
     ("overrides", "message"),
     [
         (["data.labels.classes={a: 0, b: 1, c: 2}"], "has the exclusive classes a, b, c, but the network knows"),
+        (
+            ["data.in_channels=1"],
+            r"data=folder has 1 bands, but the network was trained on 3 \(tiny\); evaluate it on files",
+        ),
         (["split=tset"], "split is 'tset'; expected one of train, val, test, all"),
         (["split=test"], r"the test part is empty; there is train \(5 cases\), val \(1 cases\)"),
     ],

@@ -291,7 +291,7 @@ def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path: Path, checkpoint
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [("nowhere", "no such file or folder"), ("*.tif", "no such file"), (".", "none of its files ends in .png")],
+    [("nowhere", "no such file or folder"), ("*.tif", "no file matches"), (".", "none of its files ends in .png")],
 )
 def test_an_input_without_images_is_refused(tmp_path: Path, checkpoint: str, pattern: str, message: str) -> None:
     with pytest.raises(ValueError, match=rf"input=.*: {message}"):

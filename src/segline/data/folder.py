@@ -29,12 +29,13 @@ _BLOCKS = 16
 _KINDS = {"aerial": "dataset", "biomedical": "case", "volume": "case"}
 
 
-def discover(data: DictConfig) -> DictConfig:
+def discover(data: DictConfig, quiet: bool = False) -> DictConfig:
     """Complete a data config by a look at its files, and print it as one to keep; what it gives stands; if that is all, nothing is read.
 
     Args:
         data: Config of a data module. What is null is found, and `labels.classes` where it is empty; `augment` may offer one for each
             kind of files, by the names `aerial`, `biomedical` and `volume`.
+        quiet: Print nothing.
 
     Raises:
         ValueError: No images, images without masks, files that cannot be read, masks that are none: all of them at once.
@@ -56,7 +57,8 @@ def discover(data: DictConfig) -> DictConfig:
         raise ValueError(list_faults(faults))
     kind = _fit_images(found, images, alone=len(cases) == 1)
     augment = _choose_augment(found, kind)
-    print(_say(found, augment, cases, images, seen), flush=True)
+    if not quiet:
+        print(_say(found, augment, cases, images, seen), flush=True)
     return OmegaConf.create(found)
 
 

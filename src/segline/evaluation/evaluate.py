@@ -171,6 +171,7 @@ def evaluate(
     options: Options,
     overlap: Any = Overlap,
     title: str = "",
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Measure a part of the data, and leave tables, pictures and one page in a folder.
 
@@ -182,6 +183,7 @@ def evaluate(
         options: What is measured.
         overlap: Makes the overlap metrics.
         title: Of the page.
+        notes: What a reader must know before believing the scores.
 
     Returns:
         The summary, as `summary.json` holds it.
@@ -191,6 +193,7 @@ def evaluate(
     evaluation = Evaluator(predictor, data, options, overlap).measure(split, cases)
     summary: dict[str, Any] = {
         "title": title,
+        "notes": list(notes),
         "split": split,
         "cases": len(cases),
         "groups": len({case.group for case in cases}),
@@ -232,7 +235,8 @@ def evaluate(
     page.write(output / "report.html", summary, evaluation.rows, evaluation.confusion, labels, shown, places)
     print("\n" + tables.class_table(evaluation.scores, labels, split))
     print("\n" + tables.further_table(summary))
-    print(f"\nreport: {output / 'report.html'}")
+    print("".join(f"\n{note}" for note in notes))
+    print(f"report: {output / 'report.html'}")
     return summary
 
 

@@ -51,6 +51,8 @@ def summarise_classes(
     names = [row["class"] for row in table]
     mean["iou_low"], mean["iou_high"] = _mean_iou_interval(rows, groups, names)
     mean["dice_case_low"], mean["dice_case_high"] = _mean_dice_interval(rows, groups, names, case_mean)
+    if len(table) == 1:  # other draws of the same number would look like a fault
+        mean |= {key: table[0][key] for key in ("iou_low", "iou_high", "dice_case_low", "dice_case_high")}
     return [*table, {"class": "mean", **mean}]
 
 

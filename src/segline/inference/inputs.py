@@ -49,7 +49,7 @@ def find_inputs(pattern: str) -> list[Path]:
     files = [file for file in candidates if file.name.lower().endswith(IMAGE_SUFFIXES)]
     if not files:
         what = (
-            "no such file or folder"
+            ("no file matches" if glob.has_magic(pattern) else "no such file or folder")
             if not candidates and not path.is_dir()
             else f"none of its files ends in {', '.join(IMAGE_SUFFIXES)}"
         )

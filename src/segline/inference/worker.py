@@ -140,6 +140,8 @@ class Worker:
         """Read, compute probabilities and write as a stream, each at the same time as the others."""
         start = claim.rows if all(sink.goes_on for sink in sinks.values()) else 0
         claim.reach(start)
+        if start and not self.quiet:
+            tqdm.write(f"{name}: going on after {start} of {source.shape[0]} rows")
         rest = (slice(start, source.shape[0]), *(slice(0, size) for size in source.shape[1:]))
         total = self.predictor.num_tiles(source, start)
         pieces = self.predictor.pieces(source, within=rest, alone=self.predictor.num_tiles(source) == 1)
