@@ -25,7 +25,7 @@ from segline.inference.members import locate_all
 from segline.inference.predictor import Predictor, Settings
 from segline.io.normalize import BandStatistics
 from segline.io.source import MaskSource, Source, Window, whole
-from segline.labels import IGNORE_INDEX
+from segline.labels import IGNORE_INDEX, Labels
 from segline.metrics.calibration import Reliability
 from segline.metrics.overlap import Overlap
 
@@ -191,29 +191,12 @@ def evaluate(
     predictor = Predictor(locate_all(settings.checkpoint), settings)
     cases, labels = data.cases[split], predictor.labels
     evaluation = Evaluator(predictor, data, options, overlap).measure(split, cases)
-    summary: dict[str, Any] = {
+    summary = {
         "title": title,
         "notes": list(notes),
         "split": split,
-        "cases": len(cases),
-        "groups": len({case.group for case in cases}),
-        "unit": evaluation.unit,
-        "size_unit": evaluation.size_unit,
-        "tolerance": options.tolerance,
-        "object_iou": options.object_iou,
         "calibrated": settings.calibrated,
-        "scores": {name: value for name, value in evaluation.scores.items() if value == value},
-        "classes": summarise_classes(
-            evaluation.rows, evaluation.scores, evaluation.measures, labels, evaluation.case_mean
-        ),
-        "by_group": slice_by_group(evaluation.rows, labels),
-        "by_size": slice_by_size(evaluation.measures, labels),
-        "by_distance": slice_by_distance(evaluation.measures),
-        "ece": evaluation.reliability.ece,
-        "max_calibration_error": evaluation.reliability.max_error,
-        "reliability": evaluation.reliability.bins,
-        "suspects": [_say(suspect) for suspect in evaluation.suspects],
-        "large": evaluation.large,
+        **_summarise(evaluation, cases, labels, options),
     }
     output.mkdir(parents=True, exist_ok=True)
     tables.write_cases(output / "cases.parquet", evaluation.rows)
@@ -235,9 +218,31 @@ def evaluate(
     page.write(output / "report.html", summary, evaluation.rows, evaluation.confusion, labels, shown, places)
     print("\n" + tables.class_table(evaluation.scores, labels, split))
     print("\n" + tables.further_table(summary))
-    print("".join(f"\n{note}" for note in notes))
-    print(f"report: {output / 'report.html'}")
+    print("\n".join([*notes, f"report: {output / 'report.html'}"]))
     return summary
+
+
+def _summarise(evaluation: Evaluation, cases: Sequence[Case], labels: Labels, options: Options) -> dict[str, Any]:
+    """All numbers of an evaluation as plain data."""
+    rows, measures = evaluation.rows, evaluation.measures
+    return {
+        "cases": len(cases),
+        "groups": len({case.group for case in cases}),
+        "unit": evaluation.unit,
+        "size_unit": evaluation.size_unit,
+        "tolerance": options.tolerance,
+        "object_iou": options.object_iou,
+        "scores": {name: value for name, value in evaluation.scores.items() if value == value},
+        "classes": summarise_classes(rows, evaluation.scores, measures, labels, evaluation.case_mean),
+        "by_group": slice_by_group(rows, labels),
+        "by_size": slice_by_size(measures, labels),
+        "by_distance": slice_by_distance(measures),
+        "ece": evaluation.reliability.ece,
+        "max_calibration_error": evaluation.reliability.max_error,
+        "reliability": evaluation.reliability.bins,
+        "suspects": [_say(suspect) for suspect in evaluation.suspects],
+        "large": evaluation.large,
+    }
 
 
 def _say(suspect: Suspect) -> str:
