@@ -293,13 +293,12 @@ def test_processes_share_the_files_and_give_the_same_masks(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_command_killed_at_any_moment_goes_on(tmp_path: Path, checkpoint: str, seed: int) -> None:
+def test_a_command_killed_at_any_moment_goes_on(tmp_path: Path, checkpoint: str) -> None:
     file = scene(tmp_path / "in" / "a.tif", (1500, 400))
     (expected,) = predict_files(checkpoint, str(file), str(tmp_path / "whole"))
     script = Path(segline.__file__).parents[1] / "predict.py"
     command = [sys.executable, str(script), f"checkpoint={checkpoint}", f"input={file}", f"output={tmp_path / 'out'}"]
-    rng, kills = np.random.default_rng(seed), 0
+    rng, kills = np.random.default_rng(0), 0
     while (process := subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)).poll() is None:
         claim = tmp_path / "out" / ".a.tif.claim"
         while process.poll() is None and not claim.exists():
