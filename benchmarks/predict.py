@@ -14,11 +14,11 @@ from __future__ import annotations
 import argparse
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,12 @@ from rasterio.windows import Window
 
 from segline import checkpoints
 from segline.card import Card
-from segline.inference.network import build_network, on_arrays
+from segline.inference.network import build_network
 from segline.inference.predict import predict_files
 from segline.inference.predictor import Settings
 from segline.memory import keep_freed
-from segline.precision import fast_precision, memory_format
+from segline.precision import autocast, fast_precision, memory_format
+from segline.tiling import tiles
 
 WINDOWS = {"raster": [256, 256], "volume": [64, 64, 64]}
 MARGINS = {"raster": [32, 32], "volume": [8, 8, 8]}
@@ -96,30 +97,31 @@ def make_checkpoint(path: Path, kind: str) -> tuple[Card, torch.nn.Module]:
 
 def predict(kind: str, file: Path, folder: Path) -> None:
     """What a process of its own does: predict, and say how long it took and how much memory."""
-    card, network = make_checkpoint(folder / f"{kind}.ckpt", kind)
+    checkpoint = folder / f"{kind}.ckpt"
+    card, network = make_checkpoint(checkpoint, kind)
     keep_freed()
     bare = _bare(card, network)  # first, and alone
     start = time.perf_counter()
-    predict_files(str(file), str(folder / "masks"), Settings(str(folder / f"{kind}.ckpt"), batch_size=BATCH))
+    predict_files(str(file), str(folder / "masks"), Settings(str(checkpoint), batch_size=BATCH))
     seconds = time.perf_counter() - start
     bare = (bare + _bare(card, network)) / 2  # and afterwards, for the machine's speed changes
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    shape = [int(size) for size in (rasterio.open(file).shape if kind == "raster" else nib.load(file).shape)]
-    steps = [w - 2 * m for w, m in zip(card.window, card.margin, strict=True)]
-    windows = int(np.prod([1 + max(0, -(-(n - w) // s)) for n, w, s in zip(shape, card.window, steps, strict=True)]))
-    print("RESULT", json.dumps({"peak": peak, "rate": windows / seconds, "bare": bare}))
+    shape = rasterio.open(file).shape if kind == "raster" else nib.load(file).shape[::-1]
+    num_windows = len(tiles(shape, card.window, card.margin))
+    print("RESULT", json.dumps({"peak": peak, "rate": num_windows / seconds, "bare": bare}))
 
 
 def _bare(card: Card, network: torch.nn.Module) -> float:
-    """Windows a second of the network alone, on batches that are there."""
-    call = on_arrays(
-        network.to(memory_format=memory_format(2 + len(card.window))).eval(), torch.device("cpu"), card.precision
-    )
-    images = np.random.default_rng(0).normal(size=(BATCH, card.network["in_channels"], *card.window)).astype(np.float32)
-    call(images)
+    """Windows a second of the network alone, on a batch that is there."""
+    layout = memory_format(2 + len(card.window))
+    batch = torch.randn(BATCH, card.network["in_channels"], *card.window).to(memory_format=layout)
+    network = network.to(memory_format=layout).eval()
+    with torch.inference_mode(), autocast(torch.device("cpu"), card.precision):
+        network(batch)
     count, start = 0, time.perf_counter()
     while time.perf_counter() - start < 10:
-        call(images)
+        with torch.inference_mode(), autocast(torch.device("cpu"), card.precision):
+            network(batch)
         count += BATCH
     return count / (time.perf_counter() - start)
 
@@ -136,9 +138,7 @@ def measure(rasters: list[int], volumes: list[int], small: bool) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / f"{kind}.{suffix}"
                 write(file, size)
-                command = [sys.executable, __file__, "--one", kind, str(file), folder, *(["--small"] if small else [])]
-                done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                said = json.loads(done.stdout.rpartition("RESULT ")[2])
+                said = _in_own_process("--one", kind, str(file), folder, *(["--small"] if small else []))
                 name = f"{size:,} x {size:,} x 4, uint16" if kind == "raster" else f"512 x 512 x {size:,}, int16"
                 print(
                     f"| {name} | {said['peak']:.0f} | {said['rate']:.1f} | {said['bare']:.1f} | {said['rate'] / said['bare']:.2f} |",
@@ -167,38 +167,62 @@ def by_monai(file: Path, mask: Path, network: torch.nn.Module, mode: str, fast: 
         target.write(logits.argmax(1).numpy().astype(np.uint8))
 
 
+#: How long a raster takes, by what does it: arguments of `Settings`, or of `by_monai`.
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "segline, defaults": ("segline", {}),
+    "segline, gaussian, float32": ("segline", {"blend": "gaussian", "overlap": 0.25, "precision": "32-true"}),
+    "segline, gaussian, as trained": ("segline", {"blend": "gaussian", "overlap": 0.25}),
+    "MONAI, defaults (float32)": ("monai", {"mode": "constant", "fast": False}),
+    "MONAI, gaussian, float32": ("monai", {"mode": "gaussian", "fast": False}),
+    "MONAI, gaussian, as trained": ("monai", {"mode": "gaussian", "fast": True}),
+}
+
+
+def time_way(way: str, folder: Path) -> None:
+    """What a process of its own does: predict once to warm up, and once more to say how long it took and how much memory."""
+    by, how = WAYS[way]
+    card, network = make_checkpoint(folder / "raster.ckpt", "raster")
+
+    def predict_all(name: str) -> None:
+        if by == "segline":
+            settings = Settings(str(folder / "raster.ckpt"), batch_size=BATCH, **how)
+            predict_files(str(folder / name), str(folder / "masks"), settings)
+        else:
+            fast = how["fast"] and card.precision == "bf16-mixed"
+            by_monai(folder / name, folder / "mask.tif", network, how["mode"], fast)
+
+    predict_all("small.tif")
+    start = time.perf_counter()
+    predict_all("raster.tif")
+    seconds = time.perf_counter() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print("RESULT", json.dumps({"seconds": seconds, "peak": peak}))
+
+
 def compare(size: int, rounds: int) -> None:
-    """Megapixels a second of both, taking turns in one process."""
-    keep_freed()  # for both
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        file, checkpoint = folder / "raster.tif", folder / "raster.ckpt"
-        write_raster(file, size)
-        card, network = make_checkpoint(checkpoint, "raster")
-        fast = card.precision == "bf16-mixed"
+    """Megapixels a second of both: processes of their own, which take turns."""
+    said: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(rounds):
+        for way, results in said.items():
+            with tempfile.TemporaryDirectory() as folder:
+                write_raster(Path(folder) / "raster.tif", size)
+                write_raster(Path(folder) / "small.tif", 512)
+                results.append(_in_own_process("--way", way, folder))
+    median = {way: statistics.median(r["seconds"] for r in results) for way, results in said.items()}
+    slowest = median["MONAI, defaults (float32)"]
+    print(
+        f"| {size:,} x {size:,} x 4 by | Mpx/s | times MONAI's defaults | peak memory, MB |\n| --- | ---: | ---: | ---: |"
+    )
+    for way, results in said.items():
+        peak = max(r["peak"] for r in results)
+        print(f"| {way} | {size**2 / 1e6 / median[way]:.2f} | {slowest / median[way]:.2f} | {peak:.0f} |")
 
-        def ours(number: int, **how: Any) -> None:
-            predict_files(str(file), str(folder / f"ours{number}"), Settings(str(checkpoint), batch_size=BATCH, **how))
 
-        ways: dict[str, Callable[[int], None]] = {
-            "segline, defaults": lambda n: ours(n),
-            "segline, gaussian, float32": lambda n: ours(n, blend="gaussian", overlap=0.25, precision="32-true"),
-            "segline, gaussian, as trained": lambda n: ours(n, blend="gaussian", overlap=0.25),
-            "MONAI, defaults (float32)": lambda _: by_monai(file, folder / "m.tif", network, "constant", False),
-            "MONAI, gaussian, float32": lambda _: by_monai(file, folder / "m.tif", network, "gaussian", False),
-            "MONAI, gaussian, as trained": lambda _: by_monai(file, folder / "m.tif", network, "gaussian", fast),
-        }
-        seconds: dict[str, list[float]] = {way: [] for way in ways}
-        for number in range(rounds):
-            for place, (way, call) in enumerate(ways.items()):
-                start = time.perf_counter()
-                call(10 * number + place)
-                seconds[way].append(time.perf_counter() - start)
-    slowest = np.median(seconds["MONAI, defaults (float32)"])
-    print(f"| {size:,} x {size:,} x 4 by | Mpx/s | times MONAI's defaults |\n| --- | ---: | ---: |")
-    for way, taken in seconds.items():
-        median = np.median(taken)
-        print(f"| {way} | {size**2 / 1e6 / median:.2f} | {slowest / median:.2f} |")
+def _in_own_process(*arguments: str) -> dict[str, float]:
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    said: dict[str, float] = json.loads(done.stdout.rpartition("RESULT ")[2])
+    return said
 
 
 def main() -> None:
@@ -209,12 +233,16 @@ def main() -> None:
     parser.add_argument("--peers", type=int, help="edge in pixels of the raster that MONAI predicts, too")
     parser.add_argument("--rounds", type=int, default=3, help="of the comparison")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--way", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.small:
         NETWORKS["raster"] = SMALL
     if options.one:
         kind, file, folder = options.one
         predict(kind, Path(file), Path(folder))
+    elif options.way:
+        way, folder = options.way
+        time_way(way, Path(folder))
     elif options.peers:
         compare(options.peers, options.rounds)
     else:

@@ -58,6 +58,21 @@ def test_numpy_and_torch_give_the_same_probabilities_and_decision(
         np.testing.assert_allclose(probs.sum(1), 1, atol=1e-5)
 
 
+@given(st.integers(2, 6), st.integers(1, 3), st.sampled_from(["plain", "channels last", "strided"]), st.integers(0, 99))
+def test_the_decision_is_the_first_of_the_highest_however_they_lie_in_memory(
+    classes: int, axes: int, layout: str, seed: int
+) -> None:
+    labels = Labels({f"c{k}": k for k in range(classes)})
+    values = np.array([0, 0.25, 0.5], np.float32)  # so few that there are ties
+    few = np.random.default_rng(seed).choice(values, (2, classes, *[6] * axes))
+    if layout == "channels last":
+        few = np.moveaxis(np.moveaxis(few, 1, -1).copy(), -1, 1)
+    elif layout == "strided":
+        few = few[..., ::-2]
+    assert few.flags.c_contiguous is (layout == "plain")
+    assert np.array_equal(labels.decide(few), np.argmax(few, axis=1))
+
+
 def test_a_class_without_values_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the class 'b' of data\.labels\.classes has no value"):
         Labels({"a": 0, "b": []})

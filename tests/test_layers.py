@@ -37,7 +37,7 @@ LAYERS = (
         "precision",
         "memory",
     },
-    {"labels", "colors", "commit"},
+    {"labels", "colors", "raw_values", "commit"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

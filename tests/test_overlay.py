@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from schemes import CELLS, LAND, REGIONS
 
 import segline.overlay
 from segline.io.source import Geometry, Window
@@ -15,15 +16,6 @@ from segline.labels import Labels
 from segline.overlay import draw_overlay
 from segline.pictures import to_rgb
 
-CELLS = Labels(
-    {"background": 0, "cell": 1, "mitosis": 2},
-    background="background",
-    colors={"background": "#000000", "cell": "#ff0000", "mitosis": "#0000ff"},
-)
-LAND = Labels({"field": 0, "water": 1}, colors={"field": "#00ff00", "water": "#0000ff"})
-REGIONS = Labels(
-    {"organ": [1, 2], "tumour": [2]}, scheme="overlapping", colors={"organ": "#ff0000", "tumour": "#0000ff"}
-)
 RED, GREEN, BLUE, GREY, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128), (255, 255, 255)
 
 

@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
+from schemes import CELLS, LAND, REGIONS
 
 from segline.labels import Labels
 from segline.pictures import (
@@ -24,15 +25,6 @@ from segline.pictures import (
     to_rgb,
 )
 
-CELLS = Labels(
-    {"background": 0, "cell": 1, "mitosis": 2},
-    background="background",
-    colors={"background": "#000000", "cell": "#ff0000", "mitosis": "#0000ff"},
-)
-LAND = Labels({"field": 0, "water": 1}, colors={"field": "#00ff00", "water": "#0000ff"})
-REGIONS = Labels(
-    {"organ": [1, 2], "tumour": [2]}, scheme="overlapping", colors={"organ": "#ff0000", "tumour": "#0000ff"}
-)
 BLACK, GREY, RED, GREEN, BLUE = (0, 0, 0), (128, 128, 128), (255, 0, 0), (0, 255, 0), (0, 0, 255)
 RIGHT, MISSED, INVENTED, WRONG = (235, 235, 235), (0, 114, 178), (213, 94, 0), (204, 121, 167)
 

@@ -21,12 +21,21 @@ def test_every_pixel_lies_in_one_core_and_windows_are_of_one_size(axes: list[tup
         ):
             assert w.stop - w.start == width
             assert 0 <= w.start <= c.start < c.stop <= w.stop
-            assert w.start % (width - 2 * context) == 0  # on the network's grid, if the sizes are its multiples
+            assert w.stop <= size or w.start == 0  # within the grid: its border is the window's, as in training
             assert (inner.start, inner.stop) == (c.start - w.start, c.stop - w.start)
             # Context at every border of a core but those of the grid.
             assert c.start == 0 or c.start - w.start >= context
             assert c.stop == size or w.stop - c.stop >= context
     assert (cores == 1).all()
+
+
+@given(AXES, st.integers(1, 4))
+def test_with_a_multiple_windows_lie_on_its_grid_and_end_where_it_pads_to(axis: tuple[int, int, int], by: int) -> None:
+    size, window, margin = (n * by for n in axis)
+    padded = -(-(size - 1) // by) * by
+    for tile in tiles([size - 1], [window], [margin], multiple=by):
+        assert tile.window[0].start % by == 0
+        assert tile.window[0].stop <= padded
 
 
 @given(AXES)

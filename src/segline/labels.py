@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -10,12 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segline.colors import default_color
+from segline.raw_values import RawValues, parse_values, plain_values
 
 #: Value of a pixel that counts nowhere: not in a loss, a gradient, a metric or a picture.
 IGNORE_INDEX = 255
-
-#: What a class may be called in a mask file: an id, a colour `"#rrggbb"`, or several of them.
-RawValues = int | str | Sequence[int | str]
 
 _SCHEMES = ("exclusive", "overlapping")
 
@@ -194,7 +192,7 @@ class Labels:
         if not self.exclusive:
             return (probs >= 0.5) * 1
         # torch's argmax over this axis takes ten times as long as its max, which finds the same first place.
-        return probs.argmax(1) if isinstance(probs, np.ndarray) else probs.max(1).indices
+        return _highest(probs) if isinstance(probs, np.ndarray) else probs.max(1).indices
 
     def entropy(self, probs: NDArray[np.float32]) -> NDArray[np.float32]:
         """How unsure probabilities `[B, K, *S]` are, `[B, *S]`: 0 where they are certain, 1 where nothing is more likely than the rest.
@@ -252,13 +250,13 @@ class Labels:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data from which `Labels(**data)` makes an equal object."""
-        plain = {name: _plain(raw) for name, raw in self._raw_classes.items()}
+        plain = {name: plain_values(raw) for name, raw in self._raw_classes.items()}
         return {
             "classes": plain,
             "scheme": self.scheme,
             "background": self.background,
-            "ignore": _plain(self._raw_ignore),
-            "rest": _plain(self._raw_rest),
+            "ignore": plain_values(self._raw_ignore),
+            "rest": plain_values(self._raw_rest),
             "colors": self.colors or None,
         }
 
@@ -272,21 +270,6 @@ class Labels:
         return f"Labels({', '.join(self.names)}; {self.scheme})"
 
 
-def parse_values(raw: RawValues) -> tuple[int, ...]:
-    """Raw mask values as integers: `7`, `"#8429f6"`, or several of them."""
-    if isinstance(raw, bool) or not isinstance(raw, (int, str, Sequence)):
-        raise ValueError(
-            f"a mask value is {raw!r}; expected an id such as 7, a colour such as '#8429f6', or a list of them"
-        )
-    if isinstance(raw, int):
-        return (raw,)
-    if isinstance(raw, str):
-        if not raw.startswith("#") or len(raw) != 7:
-            raise ValueError(f"a mask value is {raw!r}; expected an id such as 7 or a colour such as '#8429f6'")
-        return (int(raw[1:], 16),)
-    return tuple(value for item in raw for value in parse_values(item))
-
-
 def _occurring(raw: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp], NDArray[np.intp]]:
     """Values, for each pixel the place of its own among them, and how often each occurs."""
     if raw.size and (least := int(raw.min())) + 65536 > (
@@ -298,10 +281,16 @@ def _occurring(raw: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp], NDArr
     return found, places.reshape(raw.shape), counts
 
 
+def _highest(probs: NDArray[Any]) -> NDArray[np.uint8]:
+    """The class `[B, *S]` of the highest of `[B, K, *S]`, the first of equals: class by class, in a tenth of the time of `argmax`."""
+    highest, found = probs[:, 0].copy(), np.zeros(probs[:, 0].shape, np.uint8)
+    for k in range(1, probs.shape[1]):
+        higher = probs[:, k] > highest
+        np.maximum(found, higher * np.uint8(k), out=found)
+        np.maximum(highest, probs[:, k], out=highest)
+    return found
+
+
 def _surprise(probs: NDArray[np.float32]) -> NDArray[np.float32]:
     """Each outcome's part of the entropy."""
     return -probs * np.log(np.maximum(probs, np.finfo(np.float32).tiny))
-
-
-def _plain(raw: RawValues) -> Any:
-    return raw if isinstance(raw, (int, str)) else list(raw)

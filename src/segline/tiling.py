@@ -12,7 +12,7 @@ class Tile:
     """One window and the part of it that is kept, in pixels of the whole grid.
 
     Args:
-        window: What is read; it may reach beyond the far end of the grid.
+        window: What is read; where the grid is smaller it reaches beyond its far end.
         core: What is kept; within the grid, and within the window.
     """
 
@@ -30,17 +30,17 @@ def tiles(
 ) -> list[Tile]:
     """Cut a grid into tiles whose cores cover it, each pixel once.
 
-    Windows start at 0 and step by the window less both margins, so that with sizes that are multiples of a network's total stride
-    every window lies on the network's own grid; the last one is padded, not shifted. A core is its window without the margin,
-    except at the borders of the grid.
+    Windows start at 0 and step by the window less both margins; the last one ends with the grid, so that a border of the grid is
+    one of a window, as in training. A core is its window without the margin, except at the borders of the grid.
 
-    With `multiple`, a network's total stride, the last windows end where such a network pads the whole grid to.
+    With `multiple`, a network's total stride, every window lies on the network's own grid, if the sizes are its multiples, and the
+    last ones end where such a network pads the whole grid to.
 
     Raises:
         ValueError: The margins leave nothing of the window.
 
-    >>> [(t.window[0].start, t.core[0].start, t.core[0].stop) for t in tiles([10], [6], [1])]
-    [(0, 0, 5), (4, 5, 10)]
+    >>> [(t.window[0].start, t.core[0].start, t.core[0].stop) for t in tiles([9], [6], [1])]
+    [(0, 0, 5), (3, 5, 9)]
     """
     if any(m < 0 or 2 * m >= w for w, m in zip(window, margin, strict=True)):
         raise ValueError(
@@ -54,15 +54,14 @@ def _axis(size: int, window: int, margin: int, multiple: int | None) -> list[tup
     """Windows and cores along one axis."""
     step = window - 2 * margin
     count = 1 if size <= window else 1 + -(-(size - window) // step)
-    places = []
-    for i in range(count):
-        start = i * step
-        first, last = i == 0, i == count - 1
+    starts = [i * step for i in range(count)]
+    if multiple is None:
+        starts[-1] = max(size - window, 0)
+    places, kept = [], 0
+    for start in starts:
         end = start + window if multiple is None else min(start + window, -(-size // multiple) * multiple)
-        places.append(
-            (
-                slice(start, end),
-                slice(start + (0 if first else margin), size if last else start + window - margin),
-            )
-        )
+        last = start == starts[-1]
+        core = slice(kept, size if last else start + window - margin)
+        places.append((slice(start, end), core))
+        kept = core.stop
     return places

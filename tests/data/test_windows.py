@@ -145,7 +145,9 @@ def test_a_script_ends_though_its_loader_is_alive(tmp_path: Path) -> None:
         batches = iter(data.train_dataloader())
         next(batches)
     """.replace("{ROOT}", str(write_biomedical(tmp_path / "scenes", count=10)))
-    subprocess.run([sys.executable, "-c", script], check=True, timeout=100, cwd=Path(windows.__file__).parents[2])
+    command, checkout = [sys.executable, "-c", script], Path(windows.__file__).parents[2]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd=checkout)
+    assert ended.returncode == 0, ended.stderr
 
 
 def test_files_are_kept_open_as_far_as_a_process_may(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

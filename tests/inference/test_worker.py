@@ -198,6 +198,21 @@ class Killed(BaseException):
     """As SIGKILL: nothing but what lies on the disk is left."""
 
 
+def predict_until_killed(checkpoint: str, file: str, output: str, **how: Any) -> None:
+    """Leave what a prediction leaves that is killed when it has noted more than 100 rows."""
+    reach = worker.Claim.reach
+
+    def killed(self: worker.Claim, rows: int) -> None:
+        reach(self, rows)
+        if rows > 100:
+            raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(worker.Claim, "reach", killed)
+        with pytest.raises(Killed):
+            predict_files(checkpoint, file, output, **how)
+
+
 @pytest.mark.parametrize("blend", ["cores", "gaussian"])
 def test_a_killed_prediction_goes_on_within_the_file_and_ends_in_the_same_mask(
     tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, blend: str
@@ -231,22 +246,10 @@ def test_a_killed_prediction_goes_on_within_the_file_and_ends_in_the_same_mask(
     assert sorted(path.name for path in mask.parent.iterdir()) == [".predicted.jsonl", "a.tif", "a_probs.tif"]
 
 
-def test_with_other_settings_nothing_of_what_a_kill_left_is_used(
-    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_other_settings_nothing_of_what_a_kill_left_is_used(tmp_path: Path, checkpoint: str) -> None:
     file = scene(tmp_path / "in" / "a.tif", (300, 130))
     (expected,) = predict_files(checkpoint, str(file), str(tmp_path / "whole"), tta=["flips"])
-    reach = worker.Claim.reach
-
-    def killed(self: worker.Claim, rows: int) -> None:
-        reach(self, rows)
-        if rows > 100:
-            raise Killed
-
-    monkeypatch.setattr(worker.Claim, "reach", killed)
-    with pytest.raises(Killed):
-        predict_files(checkpoint, str(file), str(tmp_path / "out"))
-    monkeypatch.setattr(worker.Claim, "reach", reach)
+    predict_until_killed(checkpoint, str(file), str(tmp_path / "out"))
     (mask,) = predict_files(checkpoint, str(file), str(tmp_path / "out"), tta=["flips"])
     assert np.array_equal(read(mask), read(expected))
 
@@ -317,22 +320,10 @@ def test_a_command_killed_at_any_moment_goes_on(tmp_path: Path, checkpoint: str)
 
 
 @pytest.mark.parametrize("change", ["the image", "the folder"])
-def test_what_a_kill_left_of_another_image_is_not_gone_on_with(
-    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, change: str
-) -> None:
+def test_what_a_kill_left_of_another_image_is_not_gone_on_with(tmp_path: Path, checkpoint: str, change: str) -> None:
     file, other = scene(tmp_path / "in" / "a.tif", (300, 130)), scene(tmp_path / "other" / "a.tif", (300, 130))
     (expected,) = predict_files(checkpoint, str(other), str(tmp_path / "whole"))
-    reach = worker.Claim.reach
-
-    def killed(self: worker.Claim, rows: int) -> None:
-        reach(self, rows)
-        if rows > 100:
-            raise Killed
-
-    monkeypatch.setattr(worker.Claim, "reach", killed)
-    with pytest.raises(Killed):
-        predict_files(checkpoint, str(file), str(tmp_path / "out"))
-    monkeypatch.setattr(worker.Claim, "reach", reach)
+    predict_until_killed(checkpoint, str(file), str(tmp_path / "out"))
     if change == "the image":
         shutil.copy(other, file)
         other = file
@@ -351,19 +342,9 @@ def test_links_are_predicted_under_their_own_names_and_broken_ones_stop_nobody(t
     assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["a.tif", "c.tif"]
 
 
-def test_what_a_killed_call_for_more_has_left_is_removed_by_one_for_less(
-    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_killed_call_for_more_has_left_is_removed_by_one_for_less(tmp_path: Path, checkpoint: str) -> None:
     file = scene(tmp_path / "in" / "a.tif")
-
-    def killed(*_: object) -> None:
-        raise Killed
-
-    fill = worker.Worker._fill
-    monkeypatch.setattr(worker.Worker, "_fill", killed)
-    with pytest.raises(Killed):
-        predict_files(checkpoint, str(file), str(tmp_path / "out"), also=["probs"])
-    monkeypatch.setattr(worker.Worker, "_fill", fill)
+    predict_until_killed(checkpoint, str(file), str(tmp_path / "out"), also=["probs"])
     predict_files(checkpoint, str(file), str(tmp_path / "out"))
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".predicted.jsonl", "a.tif"]
 

@@ -17,7 +17,8 @@ from segline.data.mask_values import Values, count_of, look_at_masks
 from segline.io.image import FORMATS
 from segline.io.open import open_image
 from segline.io.source import Source, say_size
-from segline.labels import IGNORE_INDEX, parse_values
+from segline.labels import IGNORE_INDEX
+from segline.raw_values import parse_values
 
 #: Images that are opened for their sizes and bands; the scan looks at all of them.
 _LOOKED_AT = 50

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from segline.inference.blend import Piece
 from segline.inference.ensemble import Ensemble, views_of
 from segline.inference.inputs import POLYGONS
-from segline.inference.members import ONNX, open_member, read_card
+from segline.inference.members import ONNX, open_member
 from segline.inference.plan import Room, choose_tiling
 from segline.inference.tiled import predict_tiles
 from segline.io.normalize import BandStatistics
@@ -80,9 +80,6 @@ class Predictor:
     """
 
     def __init__(self, paths: Sequence[Path], settings: Settings) -> None:
-        cards = [read_card(path) for path in paths]
-        views = views_of(settings.tta, len(cards[0].window))
-        _check(settings, len(cards[0].window), len(paths) * len(views) * settings.dropout_passes)
         if settings.calibrated and len(paths) > 1:
             raise ValueError(
                 "calibrated=true is of one network, but checkpoint names several; leave it out, or name one of them"
@@ -102,6 +99,9 @@ class Predictor:
             )
             for path, calibration in zip_longest(paths, calibrations)
         ]
+        dims = len(members[0].card.window)
+        views = views_of(settings.tta, dims)
+        _check(settings, dims, len(paths) * len(views) * settings.dropout_passes)
         self.ensemble = Ensemble(members, views, settings.dropout_passes, "disagreement" in settings.also)
         self.card, self.labels = self.ensemble.card, self.ensemble.labels
         self.thresholds = calibrations[0].thresholds if calibrations else None

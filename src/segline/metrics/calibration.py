@@ -168,9 +168,8 @@ def decide(probs: NDArray[Any], thresholds: Sequence[float] | None, labels: Labe
     limits = np.array(thresholds, probs.dtype).reshape(-1, *[1] * (probs.ndim - 2))
     if not labels.exclusive:
         return (probs >= limits) * 1
-    if len(set(thresholds)) == 1:  # a division by the same number can make two probabilities equal
-        return labels.decide(probs)
-    return (probs / limits).argmax(1)
+    same = len(set(thresholds)) == 1  # a division by the same number can make two probabilities equal
+    return labels.decide(probs if same else probs / limits)
 
 
 @dataclass(frozen=True)
