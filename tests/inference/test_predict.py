@@ -32,17 +32,12 @@ PLACE = Affine(1.9, 0.4, 733000.0, 0.4, -1.9, 3725000.0)
 
 
 def decide(card: Card, network: UNet, path: Path) -> np.ndarray:
-    """The decision on the whole image at once, padded as far as the tiles reach."""
+    """The decision on the whole image at once; its sizes and those of tiles are multiples of the network's stride."""
     source = open_image([path], bands=card.bands)
     image = Normalize(**card.normalize)(source.read(whole(source.shape)))
-    reach = []
-    for size, window, margin in zip(source.shape, card.window, card.margin, strict=True):
-        while window < size:
-            window += card.window[0] - 2 * margin
-        reach.append((0, window - size))
     with torch.inference_mode():
-        logits = network(torch.from_numpy(np.pad(image, [(0, 0), *reach]))[None])[0]
-    inside = logits.numpy()[(slice(None), *whole(source.shape))]
+        logits = network(torch.from_numpy(image)[None])[0]
+    inside = logits.numpy()
     assert min(np.bincount(inside.argmax(0).ravel(), minlength=len(inside))) > 20
     return inside.argmax(0)
 
@@ -58,7 +53,7 @@ def test_pictures_become_palette_pngs_under_their_own_names(tmp_path: Path) -> N
     network = make_network(card)
     (tmp_path / "in").mkdir()
     for name in ("one.png", "two.jpg"):
-        smooth = Image.fromarray(RNG.integers(0, 256, (8, 9, 3)).astype(np.uint8)).resize((110, 61))
+        smooth = Image.fromarray(RNG.integers(0, 256, (8, 9, 3)).astype(np.uint8)).resize((158, 84))
         smooth.save(tmp_path / "in" / name)
     (tmp_path / "in" / "notes.txt").write_text("not an image")
     written = predict_files(save(tmp_path / "best.ckpt", card, network), str(tmp_path / "in"), str(tmp_path / "out"))
