@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from segline.config import compose
 from segline.explain import nearest
+from segline.run import _asked
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 
@@ -137,6 +139,20 @@ def test_what_is_missing_is_said_at_once(script: str, arguments: list[str], said
     )
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_network_is_asked_in_a_precision_that_it_could_be_trained_in() -> None:
+    needed = ["checkpoint=x", "input=x", "output=x"]
+    asked = [_asked(compose([*needed, f"trainer.precision={p}"], "predict"))["precision"] for p in ("auto", 32, "bf16")]
+    assert asked == [None, "32-true", "bf16-mixed"]
+    for wrong in ("foo", "64"):
+        with pytest.raises(ValueError, match=rf"trainer\.precision is {wrong}; expected auto, 32, bf16, 16"):
+            _asked(compose([*needed, f"trainer.precision={wrong}"], "predict"))
+
+
+def test_one_name_is_a_list_of_one() -> None:
+    asked = _asked(compose(["checkpoint=x", "input=x", "output=x", "trust=mine", "also=gpkg"], "predict"))
+    assert (asked["trust"], asked["also"]) == (["mine"], ["gpkg"])
 
 
 def test_resume_of_what_is_no_run_is_refused(tmp_path: Path) -> None:

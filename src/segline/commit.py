@@ -14,6 +14,8 @@ from pathlib import Path
 
 #: Bytes below which a disk counts as full.
 _ROOM = 2**24
+#: What a system says when it is the disk that takes no more, and not this file alone.
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 #: Names that `temporary_path` gives.
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}(\.|$)")
 
@@ -42,7 +44,16 @@ def committed(path: Path) -> Iterator[Path]:
 
 
 class WriteError(OSError):
-    """A file could not be written whole: the disk is full, or fails; what came in is not to blame."""
+    """A file could not be written whole.
+
+    Args:
+        message: What is said of it.
+        disk: Whether the disk is the reason, so that no other file can be written either.
+    """
+
+    def __init__(self, message: str, disk: bool) -> None:
+        super().__init__(message)
+        self.disk = disk
 
 
 @contextmanager
@@ -57,12 +68,31 @@ def writing(path: Path) -> Iterator[None]:
     except (ValueError, WriteError):
         raise
     except Exception as error:  # GDAL's, nibabel's and Pillow's have no common base
-        free = shutil.disk_usage(path.parent).free
-        full = getattr(error, "errno", None) == errno.ENOSPC or free < _ROOM
-        reason = "the disk is full" if full else f"it could not be written ({error})"
+        number, free = getattr(error, "errno", None), shutil.disk_usage(path.parent).free
+        full = number == errno.ENOSPC or free < _ROOM
+        what = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+        reason = f"{path}: {'the disk is full' if full else f'it could not be written ({what})'}"
+        if not (full or number in _NO_ROOM or _takes_no_more(path.parent)):
+            raise WriteError(reason, disk=False) from error
         raise WriteError(
-            f"{path}: {reason}; the same command goes on with it when there is room ({free / 1e6:,.0f} MB are free)"
+            f"{reason}; the same command goes on with it when there is room ({free / 1e6:,.0f} MB are free)", disk=True
         ) from error
+
+
+def _takes_no_more(folder: Path) -> bool:
+    """Whether the disk is full or read-only: tried, because libraries hide the reason, and what is free says nothing of a quota."""
+    probe = temporary_path(folder / "probe")
+    try:
+        with probe.open("wb") as file:
+            file.write(bytes(_ROOM))
+            file.flush()
+            os.fsync(file.fileno())  # over a network it is said only now
+    except OSError as error:
+        return error.errno in _NO_ROOM
+    finally:
+        with suppress(OSError):
+            probe.unlink()
+    return False
 
 
 def remove_leftovers(folder: Path, older_than: float = 3600.0) -> None:

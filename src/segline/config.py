@@ -19,8 +19,6 @@ _HERE = Path(__file__).resolve().parent
 #: `<package>/conf` in a wheel, `<repository>/conf` in a checkout.
 CONF_DIR = next(folder for folder in (_HERE / "conf", _HERE.parents[1] / "conf") if folder.is_dir())
 
-#: Short names of precisions -> Lightning's.
-PRECISIONS = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 #: Classes that data configs name.
 _TARGET = re.compile(r"(?m)^\s*_target_: (segline\.(?:data|labels)\.\S+)$")
 #: The resolved config of a run, in its folder.

@@ -28,11 +28,11 @@ from segline.callbacks import Checkpoints, EpochTable, Progress, SameConfig, Who
 from segline.card import Card
 from segline.checkpoints import BEST, RESUME, read, read_network
 from segline.commit import committed, remove_leftovers
-from segline.config import CONFIG, LOCK, PRECISIONS, build
+from segline.config import CONFIG, LOCK, build
 from segline.data.datamodule import SegmentationDataModule
 from segline.memory import keep_freed
 from segline.module import SegmentationModule
-from segline.precision import fast_precision, memory_format
+from segline.precision import fast_precision, full_name, memory_format
 
 
 def run(path: Path) -> None:
@@ -188,14 +188,11 @@ def _hardware(settings: DictConfig) -> dict[str, Any]:
             f"trainer.accelerator is {accelerator}, but torch {torch.__version__} sees no GPU here; look at nvidia-smi and "
             "CUDA_VISIBLE_DEVICES, or set trainer=cpu"
         )
-    precision = fast_precision(accelerator) if precision == "auto" else PRECISIONS.get(precision, precision)
-    if precision not in PRECISIONS.values():
-        raise ValueError(f"trainer.precision is {precision}; expected auto, {', '.join(PRECISIONS)}")
     return {
         "accelerator": accelerator,
         "devices": processes,
         "strategy": "ddp" if processes > 1 else "auto",
-        "precision": precision,
+        "precision": fast_precision(accelerator) if precision == "auto" else full_name(precision),
     }
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+#: Short names of precisions -> Lightning's.
+_NAMES = {"32": "32-true", "bf16": "bf16-mixed", "16": "16-mixed"}
 _DTYPES = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 #: Layers that autocast computes in low precision, with weights that nothing else looks at: no subclass, which may.
 _CAST_LAYERS = {
@@ -23,6 +25,18 @@ def fast_precision(accelerator: str) -> str:
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     capabilities = torch.cpu.get_capabilities()
     return "bf16-mixed" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "32-true"
+
+
+def full_name(precision: str) -> str:
+    """Lightning's name of a precision, of the short one or of itself.
+
+    Raises:
+        ValueError: Neither is the name of a precision that networks are trained and asked in.
+    """
+    name = _NAMES.get(precision, precision)
+    if name not in _NAMES.values():
+        raise ValueError(f"trainer.precision is {precision}; expected auto, {', '.join(_NAMES)}")
+    return name
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from segline.commit import temporary_path
-from segline.config import CONF_DIR, CONFIG, LOCK, PRECISIONS, offer_own_data
+from segline.config import CONF_DIR, CONFIG, LOCK, offer_own_data
 
 __all__ = ["evaluate", "export", "offer_own_data", "predict", "train"]
 
@@ -129,18 +129,25 @@ def evaluate(config: DictConfig) -> float | None:
 
 def _asked(config: DictConfig) -> dict[str, Any]:
     """How a trained network is asked, by the names of `segline.inference.predictor.Settings`."""
-    trainer, plain = config.trainer, _plain(config)
-    precision = trainer.precision
+    trainer, plain = config.trainer, _listed(_plain(config))
     device = {"gpu": "cuda"}.get(trainer.accelerator, trainer.accelerator)
     asked = {name: plain[name] for name in ASKED if name in plain}
-    for name in ("also", "tta"):  # also=gpkg is one name, not four letters
-        if name in asked and not isinstance(asked[name], list):
-            asked[name] = [asked[name]]
-    return {
-        **asked,
-        "device": device,
-        "precision": None if precision == "auto" else PRECISIONS.get(str(precision), precision),
-    }
+    return {**asked, "device": device, "precision": _precision(trainer.precision)}
+
+
+def _listed(plain: dict[str, Any]) -> dict[str, Any]:
+    """Settings of several names as lists: also=gpkg is one name, not four letters."""
+    single = [name for name in ("also", "tta", "trust") if name in plain and not isinstance(plain[name], list)]
+    return {**plain, **{name: [plain[name]] for name in single}}
+
+
+def _precision(asked: Any) -> str | None:
+    """Lightning's name of the precision that is asked for; None for the network's own, for which torch is not needed."""
+    if asked == "auto":
+        return None
+    from segline.precision import full_name
+
+    return full_name(str(asked))
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="export")
@@ -149,7 +156,7 @@ def export(config: DictConfig) -> None:
     _check_complete(config, "python src/export.py checkpoint=RUN output=FILE")
     from segline.inference.export import export_network
 
-    export_network(**_plain(config))
+    export_network(**_listed(_plain(config)))
 
 
 def _check_complete(config: DictConfig, usage: str) -> None:

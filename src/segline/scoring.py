@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, open_dict
 
 from segline.card import Card
+from segline.checkpoints import BEST
 from segline.config import OWN, build
 from segline.data.cases import SPLITS
 from segline.data.datamodule import SegmentationDataModule
@@ -35,15 +38,20 @@ def score(config: DictConfig, data_name: str, settings: Settings) -> dict[str, A
         raise ValueError(f"split is {config.split!r}; expected one of {', '.join(SPLITS)}, all")
     options = Options(config.tolerance, config.object_iou)
     keep_freed()
-    path = locate_all(settings.checkpoint)[0]
-    card = read_card(path)
-    data = _open_data(config, data_name, card, path)
+    paths = locate_all(settings.checkpoint)
+    if len(paths) > 1 and not config.output:
+        raise ValueError(
+            f"checkpoint names {len(paths)} networks, whose mean belongs into no folder of one; set output=FOLDER"
+        )
+    card = read_card(paths[0])
+    data = _open_data(config, data_name, card, paths[0])
     split = _choose_split(config.split, data, data_name)
     if config.calibrate:
         calibrate(settings, data)
-        settings = Settings(**{**vars(settings), "calibrated": True})
-    name = split if data_name == OWN else f"{data_name}-{split}"
-    output = Path(config.output) if config.output else path.parent / "eval" / name
+        settings = replace(settings, calibrated=True)
+    how = _say_settings(settings, card)
+    output = Path(config.output) if config.output else _own_folder(paths[0], split, data_name, how)
+    names, on = " + ".join(map(_say_path, paths)), card.trained_on if data_name == OWN else data_name
     return evaluate(
         settings,
         data,
@@ -51,9 +59,37 @@ def score(config: DictConfig, data_name: str, settings: Settings) -> dict[str, A
         output,
         options,
         build(config.metrics)["overlap"],
-        f"{path.parent.name or path.name} on {card.trained_on if data_name == OWN else data_name}, {split}",
+        ", ".join([f"{names} on {on}", split, *how]),
         _flattered(split, data_name == OWN, settings.calibrated),
     )
+
+
+def _say_settings(settings: Settings, card: Card) -> list[str]:
+    """How the networks are asked where it is not the plain way, in words that fit into the name of a folder."""
+    window = "x".join(map(str, settings.window or ()))
+    said = {
+        "calibrated": settings.calibrated,
+        "-".join(["tta", *map(str, settings.tta)]): settings.tta,
+        f"dropout-{settings.dropout_passes}": settings.dropout_passes > 1,
+        settings.blend: settings.blend != Settings.blend,
+        f"window-{window}": window,
+        f"overlap-{settings.overlap}": settings.overlap is not None,
+        str(settings.precision): settings.precision not in (None, card.precision),
+    }
+    return [name for name, differs in said.items() if differs]
+
+
+def _own_folder(path: Path, split: str, data_name: str, how: Sequence[str]) -> Path:
+    """Where an evaluation goes by default: one of other settings, data or weights of the run overwrites none of the others."""
+    name = split if data_name == OWN else f"{data_name}-{split}"
+    weights = [] if path.name == BEST else [path.name]
+    return path.parent / "eval" / "_".join([name, *weights, *how])
+
+
+def _say_path(path: Path) -> str:
+    """The run of a checkpoint, and its file where that is not the best one."""
+    folder = path.absolute().parent.name
+    return folder if path.name == BEST else f"{folder}/{path.name}"
 
 
 def _flattered(split: str, own: bool, calibrated: bool) -> list[str]:
@@ -88,6 +124,9 @@ def _open_data(config: DictConfig, name: str, card: Card, path: Path) -> Segment
             node.labels = {"_target_": "segline.labels.Labels", **card.labels}
         if config.split == "all":
             node.val = node.test = 0.0
+        if name != OWN and node.blocks is None:
+            # A lone file is cut in blocks to be trained on; it is predicted as a whole, and so it is measured.
+            node.blocks = 0
     data: SegmentationDataModule = build(discover(node, quiet=True))
     bands = card.network.get("in_channels", data.in_channels)  # a network of the user's may go by another name
     if data.in_channels != bands:
@@ -101,8 +140,13 @@ def _open_data(config: DictConfig, name: str, card: Card, path: Path) -> Segment
             f"data={name} has the {ours.scheme} classes {', '.join(ours.names)}, but the network knows the "
             f"{theirs.get('scheme', 'exclusive')} ones {', '.join(theirs['classes'])}; give data.labels.classes those names"
         )
-    data.prepare()
     data.normalize = Normalize(**card.normalize)
+    if data.blocks and data.normalize.scope == "case":
+        raise ValueError(
+            f"data.blocks is {data.blocks}, but {path} normalises each file by its own mean and deviation, which those of a block "
+            "are not; set data.blocks=0"
+        )
+    data.prepare(needed=())  # only the part that is measured, which is looked at once it is chosen
     return data
 
 
@@ -114,5 +158,5 @@ def _choose_split(split: str | None, data: SegmentationDataModule, name: str) ->
         data.cases["all"] = [case for part in SPLITS for case in data.cases[part]]
     if not data.cases[split]:
         there = ", ".join(f"{part} ({len(cases)} cases)" for part, cases in data.cases.items() if cases)
-        raise ValueError(f"the {split} part is empty; there is {there}: set split to one of them")
+        raise ValueError(f"the {split} part is empty; there is {there}: set split to one of them, or to all")
     return split

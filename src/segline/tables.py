@@ -56,7 +56,7 @@ def class_table(scores: Mapping[str, float], labels: Labels, split: str, style: 
 def further_table(summary: Mapping[str, Any]) -> str:
     """What an evaluation says of classes besides Dice and IoU, as plain text: intervals, surfaces and objects."""
     unit, tolerance = summary["unit"], summary["tolerance"]
-    near = f"Surface Dice ({tolerance:g} {unit})" if tolerance else "Surface Dice"
+    near = f"Surface Dice ({tolerance:g} {unit})" if tolerance is not None else "Surface Dice"
     rows = [["", "IoU 95 %", "Dice/case 95 %", f"HD95, {unit}", near, "Boundary IoU", "Object F1", "PQ"]]
     for row in summary["classes"]:
         lost = f" +{row['hd95_lost']}" if row["hd95_lost"] else ""

@@ -80,6 +80,14 @@ def test_few_groups_give_each_part_one() -> None:
     assert len(split_cases(named("a"), 0.0, 0.0)["train"]) == 1
 
 
+def test_a_part_that_is_not_needed_may_be_empty() -> None:
+    tests = [case(name, split="test") for name in "ab"]
+    assert [len(part) for part in split_cases(tests, 0.2, 0.0, needed=()).values()] == [0, 0, 2]
+    assert [len(part) for part in split_cases(named("a"), 0.2, 0.0, needed=("train",)).values()] == [1, 0, 0]
+    with pytest.raises(ValueError, match="train part is empty"):
+        split_cases(tests, 0.2, 0.0)
+
+
 def test_an_official_split_stands() -> None:
     cases = [case(f"t{n}", split="train") for n in range(10)] + [case("v", split="val"), case("x", split="test")]
     assert places(split_cases(cases, 0.5, 0.5 - 1e-9)) == {one.name: one.split for one in cases}

@@ -21,6 +21,7 @@ from segline.io.open import open_image
 from segline.io.source import Block, whole
 from segline.metrics.calibration import Calibration
 from segline.scoring import score
+from segline.tables import further_table
 
 RNG = np.random.default_rng(0)
 CLASSES = {f"class_{k}": k for k in range(3)}
@@ -148,6 +149,94 @@ def test_what_was_fitted_to_other_weights_is_not_used(tmp_path: Path, checkpoint
 def test_what_does_not_fit_is_said(tmp_path: Path, checkpoint: str, overrides: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         score(config(tmp_path, checkpoint, *overrides), "folder", Settings(checkpoint))
+
+
+def alone(tmp_path: Path, checkpoint: str, *overrides: str) -> Any:
+    """An evaluation of one file of another data set."""
+    paths = [f"data.{key}={tmp_path}/set/a{end}.png" for key, end in (("images", ""), ("masks", "_mask"))]
+    return config(tmp_path, checkpoint, *paths, *overrides)
+
+
+def test_a_lone_file_of_the_user_is_measured_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "set").mkdir()
+    Image.fromarray(RNG.integers(0, 256, (61, 110, 3)).astype(np.uint8)).save(tmp_path / "set" / "a.png")
+    Image.fromarray(RNG.integers(0, 3, (61, 110)).astype(np.uint8)).save(tmp_path / "set" / "a_mask.png")
+    card = make_card(3, labels={"classes": CLASSES, "ignore": [255]}, normalize={"scope": "case"})
+    checkpoint = save(tmp_path / "run" / "best.ckpt", card, make_network(card))
+    with pytest.raises(
+        ValueError, match=r"data\.blocks is 32, but .* normalises each file by its own .*data\.blocks=0"
+    ):
+        score(alone(tmp_path, checkpoint, "data.blocks=32"), "folder", Settings(checkpoint))
+    with pytest.raises(ValueError, match=r"the test part is empty; there is train \(1 cases\)"):
+        score(alone(tmp_path, checkpoint, "split=test"), "folder", Settings(checkpoint))
+    summary = score(alone(tmp_path, checkpoint), "folder", Settings(checkpoint))
+    assert (summary["split"], summary["cases"]) == ("all", 1)
+    (mask,) = predict_files(checkpoint, str(tmp_path / "set" / "a.png"), str(tmp_path / "said"))
+    (row,) = pq.read_table(tmp_path / "out" / "cases.parquet").to_pylist()
+    assert row["size_pred/class_1"] == (read(mask) == 1).sum()
+
+
+def test_a_set_of_test_cases_alone_is_measured(tmp_path: Path, checkpoint: str) -> None:
+    rows = [f"{tmp_path}/set/{name}.png,{tmp_path}/set/{name}_mask.png,test" for name in "ab"]
+    (tmp_path / "cases.csv").write_text("\n".join(["image,mask,split", *rows]))
+    table = ["data.images=null", "data.masks=null", f"data.table={tmp_path / 'cases.csv'}"]
+    with pytest.raises(ValueError, match="calibrate=true needs a validation part"):
+        score(config(tmp_path, checkpoint, *table, "calibrate=true"), "folder", Settings(checkpoint))
+    summary = score(config(tmp_path, checkpoint, *table), "folder", Settings(checkpoint))
+    assert (summary["split"], summary["cases"]) == ("test", 2)
+
+
+def test_metres_and_pixels_are_not_averaged(tmp_path: Path, checkpoint: str) -> None:
+    place = Affine(2.0, 0, 5e5, 0, -2.0, 5e6)
+    for name, crs in (("x", "EPSG:32632"), ("y", None)):
+        for kind, count in (("", 3), ("_mask", 1)):
+            profile = {"driver": "GTiff", "count": count, "dtype": "uint8", "crs": crs, "transform": place}
+            with rasterio.open(tmp_path / "set" / f"{name}{kind}.tif", "w", height=40, width=50, **profile) as file:
+                file.write(RNG.integers(0, 3, (count, 40, 50)).astype(np.uint8))
+    paths = [f"data.images='{tmp_path}/set/{{name}}.tif'", f"data.masks='{tmp_path}/set/{{name}}_mask.tif'"]
+    with pytest.raises(ValueError, match=r"in px in y \(.*y\.tif\) but in m in x \(.*x\.tif\).*; evaluate them apart"):
+        score(config(tmp_path, checkpoint, *paths), "folder", Settings(checkpoint))
+
+
+@pytest.mark.parametrize("how", [{"tta": ["flips"]}, {"dropout_passes": 3}, {"blend": "gaussian"}])
+def test_nothing_is_fitted_to_a_mean_of_predictions(tmp_path: Path, checkpoint: str, how: dict[str, Any]) -> None:
+    (name,) = how
+    with pytest.raises(ValueError, match=f"fits single predictions, but {name}.* averages several; leave it out"):
+        score(config(tmp_path, checkpoint, "calibrate=true"), "folder", Settings(checkpoint, **how))
+
+
+def test_evaluations_that_differ_lie_in_folders_that_do(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[tuple[Any, ...]] = []
+    monkeypatch.setattr("segline.scoring.evaluate", lambda *args: called.append(args))
+    last = str(Path(checkpoint).with_name("last.ckpt"))
+    Path(last).write_bytes(Path(checkpoint).read_bytes())
+    averaged = {"tta": ["flips", 1.25], "blend": "gaussian", "dropout_passes": 4}
+    hows: list[dict[str, Any]] = [{}, {"calibrated": True}, averaged, {"window": [64, 96], "overlap": 0.5}]
+    for settings in (*(Settings(checkpoint, **how) for how in hows), Settings(last)):
+        score(config(tmp_path, checkpoint, "output=null"), "folder", settings)
+    assert [args[3].relative_to(tmp_path / "run" / "eval").as_posix() for args in called] == [
+        "folder-all",
+        "folder-all_calibrated",
+        "folder-all_tta-flips-1.25_dropout-4_gaussian",
+        "folder-all_window-64x96_overlap-0.5",
+        "folder-all_last.ckpt",
+    ]
+    both = Settings([checkpoint, last], tta=["flips"])
+    with pytest.raises(ValueError, match=r"checkpoint names 2 networks.* set output="):
+        score(config(tmp_path, checkpoint, "output=null"), "folder", both)
+    score(config(tmp_path, checkpoint), "folder", both)
+    assert called[-1][6] == "run + run/last.ckpt on folder, all, tta-flips"
+
+
+def test_a_summary_says_what_was_asked_and_a_tolerance_of_nothing_is_said(tmp_path: Path, checkpoint: str) -> None:
+    summary = score(config(tmp_path, checkpoint, "tolerance=0"), "folder", Settings(checkpoint, tta=("flips",)))
+    written = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert written["checkpoints"] == [checkpoint]
+    assert (written["settings"]["tta"], written["settings"]["blend"]) == (["flips"], "cores")
+    assert "within 0 px of each other" in (tmp_path / "out" / "report.html").read_text()
+    assert "Surface Dice (0 px)" in further_table(summary)
 
 
 @pytest.mark.slow

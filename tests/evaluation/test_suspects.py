@@ -39,6 +39,18 @@ def test_where_the_network_is_unsure_nobody_is_suspected() -> None:
     assert sure_and_wrong(say(truth, 0.95), truth, label, LABELS).sum() == 400
 
 
+def test_a_class_that_a_threshold_decides_for_is_as_sure_as_its_own_probability() -> None:
+    probs = np.array([0.95, 0.03, 0.02], np.float32).reshape(3, 1, 1)
+    pred, label = np.full((1, 1), 1, np.uint8), np.full((1, 1), 2, np.uint8)
+    assert not sure_and_wrong(probs, pred, label, LABELS).any()
+    assert sure_and_wrong(probs, np.zeros_like(pred), label, LABELS).all()
+    empty = np.full((1, 1), IGNORE_INDEX, np.uint8)
+    assert not sure_and_wrong(np.full_like(probs, np.nan), empty, empty, LABELS).any()
+    labels = Labels({"whole": [1, 2]}, scheme="overlapping")
+    no = np.zeros((1, 1, 1), np.uint8)
+    assert not sure_and_wrong(probs[:1], no, no, labels).any()
+
+
 def test_the_largest_come_first_and_of_a_volume_a_slice_is_shown() -> None:
     truth, label = np.zeros((12, 60, 70), np.uint8), np.zeros((12, 60, 70), np.uint8)
     label[2:6, 5:15, 5:15] = 1

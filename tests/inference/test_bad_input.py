@@ -216,6 +216,12 @@ def test_a_folder_of_masks_inside_that_of_the_images_is_no_input(
     assert not (tmp_path / "set" / "masks" / "masks").exists()
 
 
+def test_hidden_files_are_no_images(tmp_path: Path, checkpoint: str) -> None:
+    pictures(tmp_path / "in", "a.png")
+    (tmp_path / "in" / "._a.png").write_bytes(b"macOS's attributes")
+    assert [path.name for path in predict_files(checkpoint, "in", "out")] == ["a.png"]
+
+
 def test_what_another_process_has_just_made_is_no_input(tmp_path: Path, checkpoint: str) -> None:
     pictures(tmp_path, "set/a.png", "set/masks/a.png")
     (tmp_path / "set" / "masks" / ".a.png.claim").touch()  # no line of the journal yet

@@ -3,7 +3,7 @@ import functools
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from segline.inference.blend import PROFILES, blend
@@ -33,6 +33,8 @@ def brute(grid: list[Tile], values: list[np.ndarray], shape: tuple[int, ...], pr
     return total / weight
 
 
+@example([(11, 6, 1), (13, 6, 1)], "linear")  # the last windows end with the grid: three lie over one place
+@example([(11, 6, 1), (5, 6, 1)], "gaussian")
 @settings(max_examples=40)
 @given(
     st.lists(st.tuples(st.integers(1, 14), st.integers(3, 7), st.integers(0, 3)), min_size=1, max_size=3),
@@ -44,6 +46,26 @@ def test_each_pixel_is_the_weighted_mean_of_all_tiles_over_it(axes: list[tuple[i
     values = [RNG.normal(size=(2, *window)).astype(np.float32) for _ in grid]
     blended = assemble(shape, blend(grid, values, shape, profile))
     np.testing.assert_allclose(blended, brute(grid, values, shape, profile), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "part", [(slice(2, 4), slice(1, 3)), (slice(5, 9), slice(7, 12)), (slice(0, 1), slice(11, 13))]
+)
+@pytest.mark.parametrize("multiple", [None, 4])
+def test_of_the_tiles_over_a_part_the_part_is_what_all_make_of_it(
+    part: tuple[slice, ...], multiple: int | None
+) -> None:
+    shape, window = (17, 19), (8, 8)
+    grid = tiles(shape, window, (2, 2), multiple)
+    values = [RNG.normal(size=(2, *[w.stop - w.start for w in tile.window])).astype(np.float32) for tile in grid]
+    over = [all(w.start < p.stop and p.start < w.stop for w, p in zip(t.window, part, strict=True)) for t in grid]
+    assert not all(over)
+    needed = [[one for one, is_over in zip(every, over, strict=True) if is_over] for every in (grid, values)]
+    pieces = list(blend(*needed, shape, "linear"))  # type: ignore[arg-type]
+    assert all(array.shape == (2, *[w.stop - w.start for w in place]) for place, array in pieces)
+    inside = (slice(None), *part)
+    expected = brute(grid, values, shape, "linear")[inside]
+    np.testing.assert_allclose(assemble(shape, pieces)[inside], expected, atol=1e-5)
 
 
 @pytest.mark.slow

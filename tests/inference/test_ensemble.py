@@ -77,6 +77,11 @@ def test_a_scale_changes_what_the_network_sees_and_not_the_size_of_what_it_says(
     np.testing.assert_allclose(mean[..., 2:-2], np.repeat(ramp, 3, 1)[..., 2:-2], atol=0.02)
 
 
+def test_a_view_that_is_named_twice_is_made_once() -> None:
+    assert views_of([0.75, 1, 0.75, 1.5, "flips", "flips"], 2) == views_of(["flips", 0.75, 1.5], 2)
+    assert len(views_of([0.75, 0.75], 2)) == 2
+
+
 @pytest.mark.parametrize("tta", [["flip"], [0.01], [100]])
 def test_views_that_do_not_exist_are_refused(tta: list[str | float]) -> None:
     with pytest.raises(ValueError, match=r"expected some of flips, turns, and scales such as 0\.75"):

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,13 +35,11 @@ def test_faults_are_kept_until_the_file_is_another_or_the_call_is(tmp_path: Path
     journal = Journal(tmp_path, SETTINGS)
     Journal(tmp_path, SETTINGS).add(file, "it is broken")
     assert journal.fault(file) == "it is broken"
-    assert Journal(tmp_path, SETTINGS, since=journal.since).seen(file)
-    assert not Journal(tmp_path, SETTINGS).seen(file)  # another call tries it again
-    assert journal.seen(file)
+    assert Journal(tmp_path, SETTINGS, since=journal.since).fault(file) == "it is broken"
+    assert Journal(tmp_path, SETTINGS).fault(file) is None  # another call tries it again
     assert not journal.done(file, [])
     file.write_text("whole now")
     assert journal.fault(file) is None
-    assert not journal.seen(file)
 
 
 def test_a_line_that_a_kill_cut_off_costs_that_line_alone(tmp_path: Path, file: Path) -> None:
@@ -51,10 +50,37 @@ def test_a_line_that_a_kill_cut_off_costs_that_line_alone(tmp_path: Path, file: 
         journal.write('{"file": "/x/y.pn')
     assert Journal(tmp_path, SETTINGS).done(file, [])
     Journal(tmp_path, SETTINGS).add(other)
-    Journal(tmp_path, SETTINGS).add(other)
     again = Journal(tmp_path, SETTINGS)
     assert again.done(file, [])
     assert again.done(other, [])
+
+
+def test_what_was_begun_with_other_settings_is_done_with_none(tmp_path: Path, file: Path) -> None:
+    journal = Journal(tmp_path, SETTINGS)
+    journal.begin(file)
+    assert not (tmp_path / JOURNAL).exists()  # nothing to take back
+    journal.add(file)
+    other = Journal(tmp_path, {"blend": "linear"})
+    other.begin(file)
+    assert not journal.done(file, [])
+    assert (journal.fault(file), journal.count(), other.count()) == (None, 1, 0)
+    other.add(file)
+    assert other.done(file, [])
+
+
+def test_a_claim_that_is_removed_at_this_moment_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target, look = tmp_path / "mask.tif", os.fstat
+
+    def after_the_owner(handle: int) -> os.stat_result:
+        monkeypatch.setattr(os, "fstat", look)
+        (tmp_path / ".mask.tif.claim").unlink()
+        return look(handle)
+
+    claim = Claim(target, "key")
+    monkeypatch.setattr(os, "fstat", after_the_owner)
+    assert claim.take()
+    assert not Claim(target, "key").take()
+    claim.release(finished=True)
 
 
 def test_a_claim_is_one_processs_and_outlives_it(tmp_path: Path) -> None:

@@ -20,9 +20,11 @@ from rasterio.errors import NotGeoreferencedWarning
 from tiny import make_card, make_network, pictures, predict_files, save
 
 import segline
-from segline.inference import worker
+from segline.inference import predict, worker
 from segline.inference.ensemble import Ensemble
 from segline.inference.inputs import plan_outputs
+from segline.inference.journal import Journal
+from segline.inference.predictor import digest
 
 RNG = np.random.default_rng(0)
 PLACE = Affine(1.9, 0.4, 733000.0, 0.4, -1.9, 3725000.0)
@@ -121,7 +123,11 @@ def test_dropout_at_work_disagrees_with_itself(tmp_path: Path) -> None:
     file = scene(tmp_path / "in" / "a.tif")
     how: dict[str, Any] = {"also": ["disagreement"], "dropout_passes": 5}
     predict_files(path, str(file), str(tmp_path / "out"), **how)
-    assert np.nanmean(read(tmp_path / "out" / "a_disagreement.tif")) > 1e-3
+    first = read(tmp_path / "out" / "a_disagreement.tif")
+    assert np.nanmean(first) > 1e-3
+    scene(tmp_path / "in" / "0.tif")  # what comes before it changes nothing
+    predict_files(path, str(tmp_path / "in"), str(tmp_path / "both"), **how)
+    assert np.array_equal(read(tmp_path / "both" / "a_disagreement.tif"), first, equal_nan=True)
 
 
 @pytest.mark.parametrize(
@@ -135,6 +141,8 @@ def test_dropout_at_work_disagrees_with_itself(tmp_path: Path) -> None:
         ({"blend": "exact", "tta": ["flips"]}, "leave tta out"),
         ({"device": "cuda"}, r"sees no GPU here; set device=cpu"),
         ({"device": "tpu"}, "expected auto, cpu, cuda"),
+        ({"window": 256}, r"window is 256; expected two or three sizes, such as \[256,256\]"),
+        ({"precision": "64"}, r"trainer\.precision is 64; expected auto, 32, bf16, 16"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_made(
@@ -143,6 +151,35 @@ def test_what_cannot_be_is_said_before_anything_is_made(
     with pytest.raises(ValueError, match=said):
         predict_files(checkpoint, str(scene(tmp_path / "in" / "a.tif")), str(tmp_path / "out"), **how)
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_gpu_that_is_asked_for_is_none_the_less_by_several_processes(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ValueError, match="sees no GPU here; set device=cpu"):
+        predict_files(checkpoint, str(scene(tmp_path / "in" / "a.tif")), str(tmp_path / "out"), device="cuda")
+
+
+def test_what_no_process_can_do_is_said_by_one_and_without_wrong_advice(
+    tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.tif", "b.tif"):
+        scene(tmp_path / "in" / name)
+
+    def share(request: str, processes: int, *_: object) -> list[int]:
+        for rank in range(processes):
+            monkeypatch.setenv("LOCAL_RANK", str(rank))
+            with pytest.raises(SystemExit) as ended:
+                worker.main(request)
+        return [ended.value.code] * processes
+
+    monkeypatch.setattr(predict, "_share", share)
+    with pytest.raises(ValueError, match="the reason stands above") as raised:
+        predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"), processes=3, dropout_passes=2)
+    assert "goes on" not in str(raised.value)
+    said = capsys.readouterr().err
+    assert said.count("error: ") == said.count("has no dropout; train with model.dropout=0.2") == 1
 
 
 def test_extras_of_one_file_never_lie_over_the_mask_of_another(tmp_path: Path) -> None:
@@ -369,6 +406,74 @@ def test_a_fault_of_any_kind_is_the_files_own(tmp_path: Path, checkpoint: str, m
     with pytest.raises(ValueError, match=r"a\.tif: RuntimeError: a network of the user's fell over"):
         predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"))
     assert (tmp_path / "out" / "b.tif").exists()
+
+
+def test_a_fault_in_an_extra_is_the_files_own(tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a.tif", "b.tif"):
+        scene(tmp_path / "in" / name)
+    write = worker.write_polygons
+
+    def strange(mask: Path, *rest: Any) -> None:
+        if mask.name == "a.tif":
+            raise IndexError("no such vertex")
+        write(mask, *rest)
+
+    monkeypatch.setattr(worker, "write_polygons", strange)
+    with pytest.raises(ValueError, match=r"1 of 2 .*\n.*a\.gpkg: .* written \(IndexError: no such vertex\)$") as raised:
+        predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"), also=["gpkg"])
+    assert "room" not in str(raised.value)
+    assert (tmp_path / "out" / "b.gpkg").exists()
+
+
+def test_a_mask_that_a_killed_call_has_replaced_is_not_taken_for_the_earlier_calls(
+    tmp_path: Path, checkpoint: str
+) -> None:
+    file, out = scene(tmp_path / "in" / "a.tif"), tmp_path / "out"
+    (mask,) = predict_files(checkpoint, str(file), str(out))
+    expected = read(mask)
+
+    def killed(*_: object) -> None:
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Journal, "add", killed)
+        with pytest.raises(Killed):
+            predict_files(checkpoint, str(file), str(out), tta=["flips"])
+    assert not np.array_equal(read(mask), expected)
+    predict_files(checkpoint, str(file), str(out))
+    assert np.array_equal(read(mask), expected)
+    assert len((out / ".predicted.jsonl").read_text().splitlines()) == 3
+
+
+def test_settings_that_change_no_mask_make_none_anew(tmp_path: Path, checkpoint: str) -> None:
+    file, out = scene(tmp_path / "in" / "a.tif"), tmp_path / "out"
+    (mask,) = predict_files(checkpoint, str(file), str(out), also=["probs", "entropy"])
+    before = mask.stat().st_mtime_ns
+    predict_files(checkpoint, str(file), str(out), also=["entropy", "probs"], batch_size=1, trust=["mine"])
+    assert mask.stat().st_mtime_ns == before
+
+
+def test_what_kills_have_left_in_folders_below_is_removed(tmp_path: Path, checkpoint: str) -> None:
+    for name in ("x", "y"):
+        pictures(tmp_path / "in", f"{name}/a.png")
+    left = tmp_path / "out" / "x" / f".{'0' * 32}.png"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    os.utime(left, (0, 0))
+    with pytest.raises(ValueError, match="2 of 2 files could not"):  # which have one band more
+        predict_files(checkpoint, str(tmp_path / "in" / "*" / "*.png"), str(tmp_path / "out"))
+    assert not left.exists()
+
+
+def test_a_checkpoint_is_read_again_when_it_changes(tmp_path: Path) -> None:
+    path = tmp_path / "x.ckpt"
+    path.write_bytes(b"weights")
+    first, now = digest(path), path.stat()
+    path.write_bytes(b"changed")
+    os.utime(path, ns=(now.st_atime_ns, now.st_mtime_ns))
+    assert digest(path) == first  # it looks the same
+    path.write_bytes(b"changed, and longer")
+    assert digest(path) != first
 
 
 FULL = """

@@ -98,6 +98,38 @@ def test_web_maps_are_measured_on_the_ground(crs: str) -> None:
     assert (np.diff(areas) > 0).all()  # larger to the south
 
 
+def test_an_axis_in_feet_is_taken_to_metres() -> None:
+    for version in ("WKT1_GDAL", "WKT2_2019"):  # Clarke 1858 in metres, and in feet
+        trinidad = CRS.from_epsg(4302).to_wkt(version=version)
+        assert ("20926348" in trinidad) == (version == "WKT2_2019")
+        areas = row_areas(Geometry(((1.0, 0.0, -61.0), (0.0, -1.0, 11.0), (0.0, 0.0, 1.0)), trinidad), (1, 1))
+        assert areas is not None
+        assert areas[0] == pytest.approx(integrated(10, 11, 1, 6378293.64520876, 294.260676369261), rel=1e-9)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:8857", "EPSG:4979"], ids=["Equal Earth", "degrees with heights"])
+def test_what_the_older_wkt_cannot_say_has_areas(crs: str) -> None:
+    step = 1000.0 if crs == "EPSG:8857" else 0.5
+    areas = row_areas(at(crs, step, 0, 10, 0, -step, 50), (4, 5))
+    assert areas is not None
+    plain = row_areas(at("EPSG:4326", step, 0, 10, 0, -step, 50), (4, 5)) if step < 1 else [step**2] * 4
+    np.testing.assert_allclose(areas, plain, rtol=1e-12)
+
+
+@pytest.mark.parametrize("crs", ["EPSG:3994", "ESRI:54004", "+proj=merc +lat_ts=30 +ellps=GRS80", "+proj=webmerc"])
+def test_every_upright_mercator_is_measured_on_the_ground(crs: str) -> None:
+    areas = row_areas(at(crs, 10, 0, 1000, 0, -10, 4e6), (2, 5))
+    assert areas is not None
+    assert areas[1] > areas[0]
+
+
+@pytest.mark.parametrize("crs", ["EPSG:32616", "EPSG:3375"], ids=["transverse", "oblique"])
+def test_no_other_mercator_is_taken_for_one_of_web_maps(crs: str) -> None:
+    areas = row_areas(at(crs, 10, 0, 500000, 0, -10, 500000), (2, 5))
+    assert areas is not None
+    np.testing.assert_allclose(areas, 100)
+
+
 @pytest.mark.parametrize(
     "geometry",
     [

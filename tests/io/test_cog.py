@@ -59,7 +59,7 @@ def directories(path: Path) -> list[tuple[int, dict[int, list[int]]]]:
     return found
 
 
-WIDTH, TILE_WIDTH, TILE_OFFSETS = 256, 322, 324
+WIDTH, PREDICTOR, TILE_WIDTH, TILE_OFFSETS = 256, 317, 322, 324
 
 
 def check(path: Path) -> None:
@@ -102,6 +102,7 @@ def test_a_mask_becomes_cloud_optimised_and_stays_what_it_was(
         )
         assert file.transform.almost_equals(PLACE)
         assert file.tags()["CLASSES"] == ",".join(labels.names)
+        assert file.descriptions == (labels.names if labels is OVERLAPPING else (None,))
         if labels is LABELS:
             assert [file.colormap(1)[k][:3] for k in range(3)] == [tuple(color) for color in LABELS.palette.tolist()]
 
@@ -149,6 +150,30 @@ def test_an_error_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.
         as_cog(path)
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["a.tif"]
+
+
+def test_real_numbers_and_their_overviews_keep_their_predictor(tmp_path: Path) -> None:
+    path = raster(tmp_path / "a.tif", RNG.random((2, 600, 700)).astype(np.float32), predictor=3, compress="deflate")
+    as_cog(path)
+    assert [tags[PREDICTOR] for _, tags in directories(path)] == [[3], [3]]
+
+
+def test_what_is_not_on_the_disk_is_no_success(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = RNG.random((1, 600, 2100)).astype(np.float32)
+    values[0, 0, 0] = np.nan  # equal to itself
+    path, copy = raster(tmp_path / "a.tif", values, nodata=np.nan), rasterio.shutil.copy
+    values[0, -1, -1] = 0
+    other, before = raster(tmp_path / "b.tif", values, nodata=np.nan), path.read_bytes()
+
+    def lossy(source: Any, target: Path, **options: Any) -> None:
+        copy(other, target, **options)
+
+    monkeypatch.setattr(segline.io.cog.rasterio.shutil, "copy", lossy)
+    with pytest.raises(OSError, match="rows 0 to 600 are not on the disk"):
+        as_cog(path)
+    assert path.read_bytes() == before
+    as_cog(other)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.tif", "b.tif"]
 
 
 def test_what_is_no_tiff_is_refused(tmp_path: Path) -> None:

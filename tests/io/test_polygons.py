@@ -82,6 +82,8 @@ def blobs(shape: tuple[int, int] = SHAPE) -> np.ndarray:
     [
         ("EPSG:32616", PLACE),
         ("EPSG:4326", Affine(1e-4, 0, 7, 0, -1e-4, 51)),
+        ("EPSG:4979", Affine(1e-4, 0, 7, 0, -1e-4, 51)),  # of three axes, and the next: the older WKT can say neither
+        ("EPSG:8857", Affine(10, 0, 500000, 0, -10, 6000000)),
         ("EPSG:2953", Affine(0.5, 0, 2493000, 0, -0.5, 7435000)),  # northing comes first by its definition
         ("EPSG:2263", Affine(1.5, 0, 980000, 0, 1.5, 200000)),  # US feet, and from the south upwards
     ],

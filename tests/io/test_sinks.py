@@ -202,6 +202,26 @@ def test_pixels_without_a_decision_are_a_rasters_no_data(tmp_path: Path) -> None
         (tmp_path / "out" / "a.tif").unlink()
 
 
+@pytest.mark.parametrize("num_classes", [2, 4, 16, 17])
+def test_pixels_without_a_decision_are_255_in_a_picture_of_few_colors(tmp_path: Path, num_classes: int) -> None:
+    image, labels = make(tmp_path, "a.png"), Labels({f"class_{k}": k for k in range(num_classes)})
+    mask = RNG.choice([0, num_classes - 1, 255], image.shape)
+    write(tmp_path / "out" / "a.png", image, labels, mask)
+    with Image.open(tmp_path / "out" / "a.png") as picture:
+        assert np.array_equal(np.asarray(picture), mask)
+        assert (np.asarray(picture.convert("RGB"))[mask == 255] == 0).all()
+
+
+def test_pixels_without_a_decision_are_255_in_the_picture_of_each_overlapping_class(tmp_path: Path) -> None:
+    image = make(tmp_path, "a.png")
+    mask = RNG.integers(0, 2, (2, *image.shape))
+    mask[:, :4] = 255
+    write(tmp_path / "out" / "a.png", image, OVERLAPPING, mask)
+    for name, plane in {"a_whole.png": mask[0], "a_a-part.png": mask[1]}.items():
+        with Image.open(tmp_path / "out" / name) as picture:
+            assert np.array_equal(np.asarray(picture), plane)
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.tif", "a.nii", "a.nii.gz"])
 @pytest.mark.parametrize("labels", [LABELS, OVERLAPPING], ids=["exclusive", "overlapping"])
 @pytest.mark.parametrize("before", [False, True], ids=["nothing", "an old mask"])

@@ -113,8 +113,11 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     # Preparation
 
-    def prepare(self) -> None:
+    def prepare(self, needed: Sequence[str] = ("train", "val")) -> None:
         """Find, look at, split and check the data, and fit the normalisation; the second call does nothing.
+
+        Args:
+            needed: As in `segline.data.splits.split_cases`. Without a training part, `normalize` must have its statistics already.
 
         Raises:
             ValueError: All faults of the data at once.
@@ -138,9 +141,10 @@ class SegmentationDataModule(pl.LightningDataModule):
             raise ValueError(
                 f"{listed}\nnothing is left to train on; are data.labels.ignore and the files' no-data values right?"
             )
-        self.cases = split_cases(used, self.val, self.test)
-        self._check_classes()
-        if self.normalize.scope == "dataset":
+        self.cases = split_cases(used, self.val, self.test, needed)
+        if self.cases["train"]:
+            self._check_classes()
+        if self.normalize.scope == "dataset" and self.normalize.mean is None:
             statistics = self.statistics()
             self.normalize = Normalize("dataset", statistics.mean.tolist(), statistics.std.tolist())
 

@@ -13,7 +13,9 @@ from segline.data.cases import SPLITS, Case
 _FEW = 50
 
 
-def split_cases(cases: Sequence[Case], val: float, test: float) -> dict[str, list[Case]]:
+def split_cases(
+    cases: Sequence[Case], val: float, test: float, needed: Sequence[str] = ("train", "val")
+) -> dict[str, list[Case]]:
     """Assign cases to parts by the hash of their groups' names, so that new cases don't move old ones.
 
     Official splits stand. A part that they lack is cut from the official training part, if a share of it is asked for.
@@ -22,9 +24,10 @@ def split_cases(cases: Sequence[Case], val: float, test: float) -> dict[str, lis
         cases: All cases.
         val: Share of the groups for validation.
         test: Share of the groups for the test.
+        needed: Parts that must not be empty, those of training by default; that of validation may be if its share is 0.
 
     Raises:
-        ValueError: Shares that leave nothing to train on, or to validate with.
+        ValueError: Shares that leave nothing to train on, or a part that is needed is empty.
     """
     if val < 0 or test < 0 or val + test >= 1:
         raise ValueError(
@@ -38,8 +41,8 @@ def split_cases(cases: Sequence[Case], val: float, test: float) -> dict[str, lis
     chosen = _assign(sorted({case.group for case in free}), val, test)
     for case in free:
         parts[chosen[case.group]].append(case)
-    for split, share in (("train", 1.0), ("val", val)):
-        if not parts[split] and share > 0:
+    for split in needed:
+        if not parts[split] and (split != "val" or val > 0):
             groups = len({case.group for case in cases})
             raise ValueError(
                 f"the {split} part is empty: {len(cases)} cases in {groups} groups; set data.group to cut finer, "

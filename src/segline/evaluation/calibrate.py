@@ -12,6 +12,7 @@ from tqdm import tqdm
 from segline.data.cases import Case
 from segline.data.datamodule import SegmentationDataModule
 from segline.evaluation.evaluate import Evaluator, Options
+from segline.inference.blend import PROFILES
 from segline.inference.members import locate_all
 from segline.inference.predictor import Predictor, Settings, calibration_path, digest
 from segline.labels import Labels
@@ -27,13 +28,21 @@ def calibrate(settings: Settings, data: SegmentationDataModule) -> Calibration:
     """Fit temperature and thresholds to the validation part, and leave them beside the checkpoint.
 
     Raises:
-        ValueError: There are several checkpoints, or no validation part.
+        ValueError: There are several checkpoints or predictions of one, or no validation part.
     """
     paths = locate_all(settings.checkpoint)
     if len(paths) > 1:
         raise ValueError("calibrate=true fits one checkpoint; name one of them at a time")
+    # A temperature divides the logits of each prediction, before they are averaged: fitted to means it would be that of none.
+    if averaged := _averaged(settings):
+        raise ValueError(
+            f"calibrate=true fits single predictions, but {averaged} averages several; leave it out, and set it with "
+            "calibrated=true once the fit is there"
+        )
     if not data.cases["val"]:
-        raise ValueError("calibrate=true needs a validation part; set data.val=0.2, and split to val or test")
+        raise ValueError(
+            "calibrate=true needs a validation part; set data.val=0.2, of two groups of cases or more, and split to val or test"
+        )
     plain = Predictor(paths, replace(settings, calibrated=False))
     labels = plain.labels
     sample = _sample(Evaluator(plain, data, Options()), data.cases["val"])
@@ -56,6 +65,16 @@ def calibrate(settings: Settings, data: SegmentationDataModule) -> Calibration:
         f"thresholds {shown}; left in {calibration_path(paths[0])}"
     )
     return calibration
+
+
+def _averaged(settings: Settings) -> str | None:
+    """The first setting that makes probabilities a mean of several predictions."""
+    several = {
+        "tta": bool(settings.tta),
+        "dropout_passes": settings.dropout_passes > 1,
+        f"blend={settings.blend}": settings.blend in PROFILES,
+    }
+    return next((name for name, is_set in several.items() if is_set), None)
 
 
 def _ece(probs: NDArray[np.float32], mask: NDArray[np.uint8], labels: Labels) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from segline.examples import examples, show_place
 from segline.inference.members import locate_all
 from segline.inference.predictor import Predictor, Settings
 from segline.io.normalize import BandStatistics
+from segline.io.open import open_image
 from segline.io.source import MaskSource, Source, Window, whole
 from segline.labels import IGNORE_INDEX, Labels
 from segline.metrics.calibration import Reliability
@@ -32,6 +33,8 @@ from segline.metrics.overlap import Overlap
 #: Pixels of a case up to which surfaces and objects are measured, for which the whole mask lies in memory.
 _LARGEST = 2**27
 _SUSPECTS = 8
+#: Settings that no score depends on, and the checkpoints, which are written by the names of their files.
+_NOT_OF_SCORES = ("checkpoint", "also", "cog", "trust")
 
 
 @dataclass
@@ -101,8 +104,13 @@ class Evaluator:
         self.labels = predictor.labels
 
     def measure(self, split: str, cases: Sequence[Case]) -> Evaluation:
-        """Measure the cases of a part, each as a whole."""
+        """Measure the cases of a part, each as a whole.
+
+        Raises:
+            ValueError: The pixels of some cases are measured in metres, those of others are not.
+        """
         overlap, evaluation = self.overlap(self.labels, len(cases)), Evaluation(Reliability(self.labels))
+        evaluation.unit, evaluation.size_unit = self._units(cases)
         extra: list[dict[str, Any]] = []
         with tqdm(total=len(cases), unit="case", desc=f"evaluate {split}") as bar:
             for index, case in enumerate(cases):
@@ -116,11 +124,27 @@ class Evaluator:
         evaluation.suspects = sorted(evaluation.suspects, key=lambda s: -s.pixels)[:_SUSPECTS]
         return evaluation
 
+    def _units(self, cases: Sequence[Case]) -> tuple[str, str]:
+        """Units of distances and of sizes, which all cases must share: metres and pixels have no mean."""
+        found: dict[str, tuple[Case, Scale]] = {}
+        # Blocks of a file have its unit.
+        for case in {case.images: case for case in cases}.values():
+            source = open_image(case.images, bands=self.data.bands, spacing_mm=self.data.spacing_mm)
+            scale = Scale.of(source.geometry, source.shape)
+            found.setdefault(scale.unit, (case, scale))
+        if len(found) > 1:
+            (unit, (case, _)), (other_unit, (other, _)) = list(found.items())[:2]
+            raise ValueError(
+                f"distances are in {unit} in {case.name} ({case.images[0]}) but in {other_unit} in {other.name} "
+                f"({other.images[0]}), as one of them does not say where it lies; evaluate them apart, or give all files a CRS"
+            )
+        ((_, scale),) = found.values()
+        return scale.unit, scale.size_unit
+
     def _measure_case(self, index: int, case: Case, overlap: Overlap, evaluation: Evaluation) -> dict[str, Any]:
         """Count a case, and measure what needs it as a whole; what comes into its row besides counts."""
         source, mask_source, statistics = self.data.open(case)
         scale = Scale.of(source.geometry, source.shape)
-        evaluation.unit, evaluation.size_unit = scale.unit, scale.size_unit
         large = int(np.prod(source.shape)) * self.labels.num_planes > _LARGEST
         planes = (self.labels.num_planes, *source.shape) if not self.labels.exclusive else source.shape
         arrays = (
@@ -188,7 +212,8 @@ def evaluate(
     Returns:
         The summary, as `summary.json` holds it.
     """
-    predictor = Predictor(locate_all(settings.checkpoint), settings)
+    paths = locate_all(settings.checkpoint)
+    predictor = Predictor(paths, settings)
     cases, labels = data.cases[split], predictor.labels
     evaluation = Evaluator(predictor, data, options, overlap).measure(split, cases)
     summary = {
@@ -196,15 +221,33 @@ def evaluate(
         "notes": list(notes),
         "split": split,
         "calibrated": settings.calibrated,
+        "checkpoints": [str(path) for path in paths],
+        "settings": {name: value for name, value in asdict(settings).items() if name not in _NOT_OF_SCORES},
         **_summarise(evaluation, cases, labels, options),
     }
     output.mkdir(parents=True, exist_ok=True)
+    _write_tables(output, evaluation, summary, labels)
+    _write_page(output / "report.html", predictor, data, evaluation, summary)
+    print("\n" + tables.class_table(evaluation.scores, labels, split))
+    print("\n" + tables.further_table(summary))
+    print("\n".join([*notes, f"report: {output / 'report.html'}"]))
+    return summary
+
+
+def _write_tables(output: Path, evaluation: Evaluation, summary: Mapping[str, Any], labels: Labels) -> None:
     tables.write_cases(output / "cases.parquet", evaluation.rows)
     tables.write_json(output / "summary.json", summary)
     for style, ending in (("markdown", "md"), ("latex", "tex")):
-        text = tables.class_table(evaluation.scores, labels, split, style)
+        text = tables.class_table(evaluation.scores, labels, summary["split"], style)
         with committed(output / f"scores.{ending}") as temporary:
             temporary.write_text(text + "\n")
+
+
+def _write_page(
+    path: Path, predictor: Predictor, data: SegmentationDataModule, evaluation: Evaluation, summary: Mapping[str, Any]
+) -> None:
+    """The page, for which the cases and places that it shows are predicted once more."""
+    labels, cases = predictor.labels, data.cases[summary["split"]]
 
     def decide(
         source: Source, statistics: BandStatistics | None, view: Window
@@ -215,11 +258,7 @@ def evaluate(
     shown = examples(cases, evaluation.rows, decide, data)
     by_name = {case.name: case for case in cases}
     places = [{**show_place(by_name[s.case], s.window, decide, data), "title": _say(s)} for s in evaluation.suspects]
-    page.write(output / "report.html", summary, evaluation.rows, evaluation.confusion, labels, shown, places)
-    print("\n" + tables.class_table(evaluation.scores, labels, split))
-    print("\n" + tables.further_table(summary))
-    print("\n".join([*notes, f"report: {output / 'report.html'}"]))
-    return summary
+    page.write(path, summary, evaluation.rows, evaluation.confusion, labels, shown, places)
 
 
 def _summarise(evaluation: Evaluation, cases: Sequence[Case], labels: Labels, options: Options) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from segline.io.area import is_in_degrees, row_areas
 from segline.io.source import Geometry
 from segline.labels import IGNORE_INDEX, Labels
 from segline.metrics.objects import Objects, count_objects
-from segline.metrics.surfaces import boundary_width, measure_surfaces
+from segline.metrics.surfaces import measure_surfaces
 
 #: Of the Earth's mean meridian.
 _METRES_A_DEGREE = 111_132.95
@@ -112,8 +112,7 @@ def measure_case(
             true,
             scale.spacing,
             scale.pixel if tolerance is None else tolerance,
-            boundary_width(true.shape),
-            valid,
+            valid=valid,
         )
         # One foreground class: its objects are those that are numbered.
         own = instances if len(labels.shown) == 1 else None

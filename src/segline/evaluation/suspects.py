@@ -44,6 +44,8 @@ def sure_and_wrong(
 ) -> NDArray[np.bool_]:
     """Where a network is sure of what the label denies, `[*S]`.
 
+    With thresholds the decision need not be the most probable class; it is as sure as the class that was decided for.
+
     Args:
         probs: `[K, *S]`.
         pred: `[*S]`, or `[K, *S]` for overlapping labels.
@@ -51,10 +53,12 @@ def sure_and_wrong(
         labels: Their meaning.
     """
     with np.errstate(invalid="ignore"):
+        wrong = (pred != mask) & (mask != IGNORE_INDEX)
         if labels.exclusive:
-            return (pred != mask) & (mask != IGNORE_INDEX) & (probs.max(0) >= SURE)
-        said_no = (probs <= 1 - SURE) & (mask == 1)
-        return (((probs >= SURE) & (mask == 0)) | said_no).any(0)
+            # Where there is no data there is no class; nor is there a truth, so that any class will do.
+            decided = np.where(pred == IGNORE_INDEX, 0, pred)
+            return wrong & (np.take_along_axis(probs, decided[None], 0)[0] >= SURE)
+        return (wrong & np.where(pred == 1, probs >= SURE, probs <= 1 - SURE)).any(0)
 
 
 def find_suspects(

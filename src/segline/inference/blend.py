@@ -36,13 +36,14 @@ PROFILES: dict[str, Callable[[int], NDArray[np.float64]]] = {"linear": linear, "
 def blend(
     tiles: Sequence[Tile], values: Iterable[NDArray[np.float32]], shape: Sequence[int], profile: str
 ) -> Iterator[Piece]:
-    """Weighted means of overlapping tiles: pieces that cover the grid once, in the order of the tiles.
+    """Weighted means of overlapping tiles: pieces that cover each pixel once, in the order of the tiles.
 
-    A tile's weight is the product of its weights along the axes, and tiles lie on a grid; so the mean over all tiles is taken along
-    one axis after the other, and what has to wait for further tiles is as wide as they overlap.
+    A tile's weight is the product of its weights along the axes, and tiles are all combinations of windows along the axes; so the
+    mean over all tiles is taken along one axis after the other, and what has to wait for further tiles is as wide as they overlap.
 
     Args:
-        tiles: Of the whole grid, as `segline.tiling.tiles` gives them: row by row.
+        tiles: As `segline.tiling.tiles` gives them, row by row: all, or those that meet a part of the grid. Then pieces cover what
+            these cover, and only within the part they are means over all tiles of the grid.
         values: Of each tile, `[K, *window]`.
         shape: Of the grid.
         profile: `linear` or `gaussian`.
@@ -56,7 +57,8 @@ def blend(
     for axis in reversed(range(len(shape))):
         windows = {tile.window[axis].start: tile.window[axis].stop for tile in tiles}
         weights = _weights(windows, shape[axis], PROFILES[profile])
-        pieces = _merge(pieces, axis, shape[axis], list(windows), weights)
+        end = min(shape[axis], max(windows.values(), default=0))
+        pieces = _merge(pieces, axis, end, list(windows), weights)
     return pieces
 
 
@@ -78,10 +80,10 @@ def _weights(
 
 
 def _merge(
-    pieces: Iterator[Piece], axis: int, length: int, starts: Sequence[int], weights: dict[int, NDArray[np.float32]]
+    pieces: Iterator[Piece], axis: int, end: int, starts: Sequence[int], weights: dict[int, NDArray[np.float32]]
 ) -> Iterator[Piece]:
     """Sum the weighted pieces that follow each other along an axis; a part is finished where no later one reaches it."""
-    nexts = dict(zip(starts, [*starts[1:], length], strict=True))
+    nexts = dict(zip(starts, [*starts[1:], end], strict=True))
     waiting: dict[tuple[tuple[int, int], ...], NDArray[np.float32]] = {}
 
     def part(first: int | None, last: int | None) -> tuple[slice, ...]:
@@ -96,7 +98,7 @@ def _merge(
         if before is not None:
             values[part(0, before.shape[axis + 1])] += before
         finished = nexts[start] - start
-        if nexts[start] < length:
+        if nexts[start] < end:
             waiting[place] = values[part(finished, None)].copy()
         done = slice(start, nexts[start])
         yield (*window[:axis], done, *window[axis + 1 :]), values[part(0, finished)]

@@ -78,7 +78,7 @@ def views_of(augmentations: Sequence[str | float], spatial_dims: int) -> list[Vi
     [1, 4, 4, 8, 8]
     """
     names = [a for a in augmentations if not isinstance(a, int | float)]
-    scales = [1.0, *(float(a) for a in augmentations if isinstance(a, int | float) and a != 1)]
+    scales = list(dict.fromkeys([1.0, *(float(a) for a in augmentations if isinstance(a, int | float))]))
     if set(names) - {"flips", "turns"} or not all(0.1 <= scale <= 10 for scale in scales):
         raise ValueError(
             f"tta is {list(augmentations)}; expected some of flips, turns, and scales such as 0.75 and 1.25"

@@ -44,7 +44,10 @@ def find_inputs(pattern: str) -> list[Path]:
             f"input={pattern} is of no format that images are read from; expected one of {', '.join(IMAGE_SUFFIXES)}"
         )
     candidates: list[Any] = (
-        sorted(path.iterdir()) if path.is_dir() else sorted(map(Path, glob.glob(pattern, recursive=True)))
+        # What is hidden is no image of the user's: macOS puts a ._a.tif beside a.tif, whose attributes it holds.
+        sorted(file for file in path.iterdir() if not file.name.startswith("."))
+        if path.is_dir()
+        else sorted(map(Path, glob.glob(pattern, recursive=True)))
     )
     files = [file for file in candidates if file.name.lower().endswith(IMAGE_SUFFIXES)]
     if not files:

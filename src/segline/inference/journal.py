@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,6 @@ class Journal:
         self._update()
         return self._new
 
-    def seen(self, file: Path) -> bool:
-        """Whether some process is through with a file, as it is now."""
-        return self._entry(file) is not None
-
     def fault(self, file: Path) -> str | None:
         """What is wrong with a file, as it is now, by the process that tried it."""
         entry = self._entry(file)
@@ -53,10 +50,22 @@ class Journal:
 
     def add(self, file: Path, fault: str | None = None) -> None:
         """Note that all that is made of a file is whole, or what is wrong with it."""
-        entry = {"file": str(place(file)), "state": state(file), "settings": self.settings, "fault": fault}
-        with self._path.open("ab") as journal:
+        self._append(file, self.settings, fault)
+
+    def begin(self, file: Path) -> None:
+        """Note that what is made of a file changes from now on: after a kill it is not what a call with other settings has made."""
+        self._update()
+        entry = self._entries.get(str(place(file)))
+        if entry is not None and entry["settings"] is not None:
+            self._append(file, None)
+
+    def _append(self, file: Path, settings: str | None, fault: str | None = None) -> None:
+        entry = {"file": str(place(file)), "state": state(file), "settings": settings, "fault": fault}
+        with self._path.open("a+b") as journal:
             fcntl.flock(journal, fcntl.LOCK_EX)
-            journal.write(json.dumps(entry).encode() + b"\n")
+            size = journal.seek(0, os.SEEK_END)
+            cut = os.pread(journal.fileno(), 1, max(size - 1, 0)) not in (b"", b"\n")  # by a kill or a full disk
+            journal.write(b"\n" * cut + json.dumps(entry).encode() + b"\n")
 
     def _entry(self, file: Path) -> dict[str, Any] | None:
         """The last line of a file as it is now, with these settings."""
@@ -79,7 +88,7 @@ class Journal:
                     before, self._read = self._read < self.since, self._read + len(line)
                     try:
                         entry = json.loads(line)
-                    except ValueError:  # cut off by a kill or a full disk, and continued by another line
+                    except ValueError:  # cut off by a kill or a full disk, and ended by the next line's process
                         continue
                     self._new += not before and entry["settings"] == self.settings
                     if entry["fault"] is None or not before:
@@ -111,8 +120,9 @@ class Claim:
             except BlockingIOError:
                 claim.close()
                 return False
-            if self._path.exists() and os.path.samestat(os.fstat(claim.fileno()), self._path.stat()):
-                break
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(claim.fileno()), self._path.stat()):
+                    break
             claim.close()  # released, and removed, by the one who held it
         content = os.pread(claim.fileno(), 4096, 0)
         fits = content[_DIGITS:] == self._key and content[:_DIGITS].isdigit()

@@ -17,7 +17,7 @@ from segline.checkpoints import read_network
 from segline.inference.ensemble import Member
 from segline.inference.tiled import Network
 from segline.labels import Labels
-from segline.precision import autocast, cast_weights, memory_format
+from segline.precision import autocast, cast_weights, full_name, memory_format
 
 
 def open_checkpoint(
@@ -39,12 +39,11 @@ def open_checkpoint(
     place = _device(device)
     network, card = load_network(path, trust)
     labels = Labels(**card.labels)
-    precision = precision or card.precision
+    precision = full_name(precision) if precision else card.precision
     network = network.to(memory_format=memory_format(2 + len(card.window))).to(place)
     cast_weights(network, place, precision)
     if dropout:
         _leave_dropout(network, path)
-        torch.manual_seed(0)  # the same command gives the same mask
 
     def finish(logits: Any) -> Any:
         return labels.probs(logits if temperature == 1 else logits / temperature)

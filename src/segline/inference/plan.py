@@ -82,7 +82,6 @@ def choose_tiling(
         blend: One of `BLENDS`.
         window: Size of a tile; None: that of training, halved until it fits the memory.
         overlap: Share of a window that the next one overlaps; None: that of validation, and for weighted means one half.
-
         room: What fits the memory; None takes the window of training to fit.
 
     Raises:

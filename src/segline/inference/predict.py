@@ -21,7 +21,7 @@ from segline.inference.inputs import Jobs, find_inputs, overlapping_classes, pla
 from segline.inference.journal import Journal
 from segline.inference.members import locate_all, read_card
 from segline.inference.predictor import Settings, journal_settings
-from segline.inference.worker import Worker
+from segline.inference.worker import REFUSED, Worker
 from segline.labels import Labels
 
 
@@ -47,31 +47,34 @@ def predict_files(input: str, output: str, settings: Settings, processes: int = 
     paths = locate_all(settings.checkpoint)
     labels = Labels(**read_card(paths[0]).labels)
     jobs = plan_outputs(find_inputs(input), Path(output), settings.also, overlapping_classes(labels))
-    journal = Journal(_make(Path(output)), journal_settings(settings, paths))
+    journal = Journal(_make(Path(output), jobs), journal_settings(settings, paths))
     left = {file: made for file, made in jobs.items() if not journal.done(file, list(made.values()))}
     if len(left) < len(jobs):
         known = len(jobs) - len(left)
         print(f"{known} of {_count(len(jobs), 'file')} done already, by the same checkpoint and settings", flush=True)
-    failed = 0
+    codes: list[int] = []
     if processes > 1 and len(left) > 1:
         request = json.dumps({"input": input, "output": output, "settings": asdict(settings), "since": journal.since})
-        failed = _share(request, min(processes, len(left)), left, journal)
+        codes = _share(request, min(processes, len(left)), left, journal)
     elif left:
         Worker(paths, settings, journal).work(left)
-    return _conclude(jobs, journal, output, labels, failed)
+    return _conclude(jobs, journal, output, labels, codes)
 
 
-def _make(folder: Path) -> Path:
+def _make(folder: Path, jobs: Jobs) -> Path:
+    """The folder of the masks, without what kills have left in it and in those below it that masks go to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"output: {folder} cannot be made ({error}); name another folder") from error
-    remove_leftovers(folder)
+    for place in {folder, *(made["mask"].parent for made in jobs.values())}:
+        if place.is_dir():
+            remove_leftovers(place)
     return folder
 
 
-def _share(request: str, processes: int, left: Jobs, journal: Journal) -> int:
-    """Let processes of their own do what is left, each the next file that no other one holds; how many of them failed."""
+def _share(request: str, processes: int, left: Jobs, journal: Journal) -> list[int]:
+    """Let processes of their own do what is left, each the next file that no other one holds; how each of them ended."""
     search = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment = {
@@ -91,7 +94,7 @@ def _share(request: str, processes: int, left: Jobs, journal: Journal) -> int:
         for worker in workers:  # no worker outlives this process
             worker.terminate()
             worker.wait()
-    return sum(worker.returncode != 0 for worker in workers)
+    return [worker.returncode for worker in workers]
 
 
 @contextmanager
@@ -107,8 +110,8 @@ def _ending_by_exception() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _conclude(jobs: Jobs, journal: Journal, output: str, labels: Labels, failed: int) -> list[Path]:
-    """Say what was done and what not."""
+def _conclude(jobs: Jobs, journal: Journal, output: str, labels: Labels, codes: list[int]) -> list[Path]:
+    """Say what was done and what not, after processes that ended with these codes."""
     made = [paths for file, paths in jobs.items() if journal.done(file, list(paths.values()))]
     faults = [fault for file in jobs if (fault := journal.fault(file)) is not None]
     extras = [name for name in made[0] if not name.startswith("mask")] if made else []
@@ -117,7 +120,9 @@ def _conclude(jobs: Jobs, journal: Journal, output: str, labels: Labels, failed:
     if left := len(jobs) - len(made) - len(faults):
         print(f"{left} of {_count(len(jobs), 'file')} held by other processes, or left by ones that failed")
     problems = [f"{len(faults)} of {_count(len(jobs), 'file')} could not be predicted:", *faults] if faults else []
-    if failed:
+    if REFUSED in codes:
+        problems.append("what was asked for could not be done; the reason stands above")
+    if failed := sum(code not in (0, REFUSED) for code in codes):
         problems.append(
             f"{_count(failed, 'process')} ended before its time; the same command goes on with what is left"
         )

@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from segline.io.normalize import BandStatistics
 from segline.io.source import Source, Window
 from segline.labels import IGNORE_INDEX
 from segline.metrics.calibration import Calibration, decide
-from segline.tiling import tiles
+from segline.tiling import Tile, tiles
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,8 @@ class Settings:
         for name, value in (("dropout_passes", self.dropout_passes), ("batch_size", self.batch_size)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; expected 1 or more")
+        if self.window is not None and not _are_sizes(self.window):
+            raise ValueError(f"window is {self.window}; expected two or three sizes, such as [256,256]")
 
 
 class Predictor:
@@ -87,7 +90,7 @@ class Predictor:
         calibrations = [read_calibration(path) for path in paths] if settings.calibrated else []
         device = settings.device
         if device in ("auto", "cuda") and "LOCAL_RANK" in os.environ and paths[0].suffix != ONNX:
-            device = _own_gpu(int(os.environ["LOCAL_RANK"]))
+            device = _own_gpu(device, int(os.environ["LOCAL_RANK"]))
         members = [
             open_member(
                 path,
@@ -124,6 +127,12 @@ class Predictor:
             within: Only this part of it.
             alone: As in `predict_tiles`.
         """
+        if self.ensemble.passes > 1:
+            import torch  # which holds the networks then: ONNX files have no dropout
+
+            # A file's mask is the same whatever was predicted before it; it is another one for another batch size, whose noise is
+            # drawn in another order, and where a kill came within the file, after which the noise starts anew.
+            torch.manual_seed(0)
         prepare = self.ensemble.prepare(source, statistics)
         return predict_tiles(
             self.ensemble,
@@ -135,10 +144,9 @@ class Predictor:
             **asdict(self.tiling),
         )
 
-    def num_tiles(self, source: Source, start: int = 0) -> int:
-        """How many tiles a source has from a row or a slice on."""
-        grid = tiles(source.shape, self.tiling.window, self.tiling.margin, self.tiling.multiple)
-        return sum(tile.core[0].stop > start for tile in grid)
+    def grid(self, source: Source) -> list[Tile]:
+        """The tiles of a source."""
+        return tiles(source.shape, self.tiling.window, self.tiling.margin, self.tiling.multiple)
 
     def decide(self, probs: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The mask of probabilities `[K, *S]`: `[*S]`, or `[K, *S]` for overlapping labels; ignored where there is no data."""
@@ -185,21 +193,34 @@ def read_calibration(checkpoint: Path) -> Calibration:
     return calibration
 
 
-def _own_gpu(rank: int) -> str:
-    """The GPU of a process, if there are any."""
+def _are_sizes(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(size, int) for size in value)
+
+
+def _own_gpu(device: str, rank: int) -> str:
+    """The GPU of a process; where there are none the device that was asked for, `auto` or `cuda`, for which others stand in or refuse."""
     import torch
 
     count = torch.cuda.device_count()
-    return f"cuda:{rank % count}" if count else "cpu"
+    return f"cuda:{rank % count}" if count else device
 
 
 def journal_settings(settings: Settings, paths: Sequence[Path]) -> dict[str, Any]:
     """All that masks depend on but the images: settings, and the contents of the checkpoints and of what was fitted to them."""
     fitted = [calibration_path(path) for path in paths] if settings.calibrated else []
-    return {**asdict(settings), "checkpoint": [digest(path) for path in (*paths, *fitted) if path.exists()]}
+    # Of the batch masks depend only by the noise of dropout, and not in a way that anyone would want them made anew for.
+    depends = {name: value for name, value in asdict(settings).items() if name not in ("batch_size", "trust")}
+    contents = [digest(path) for path in (*paths, *fitted) if path.exists()]
+    return {**depends, "also": sorted(settings.also), "checkpoint": contents}
 
 
 def digest(path: Path) -> str:
-    """By which a checkpoint is known to be the same."""
+    """By which a checkpoint is known to be the same; read once, as long as it looks the same."""
+    now = path.stat()
+    return _digest(path, now.st_mtime_ns, now.st_size)
+
+
+@lru_cache(maxsize=32)
+def _digest(path: Path, mtime_ns: int, size: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from collections import deque
 from collections.abc import Sequence
@@ -37,6 +38,8 @@ from segline.memory import keep_freed
 _WAITING = 4
 #: Planes of real numbers that can be written besides the mask.
 _MEASURES = ("probs", "entropy", "disagreement")
+#: Exit status of a process that cannot do what is asked for, and has said why.
+REFUSED = 3
 
 
 class Worker:
@@ -84,9 +87,10 @@ class Worker:
     def _try(self, file: Path, made: dict[str, Path], claim: Claim) -> None:
         try:
             self._predict(file, made, claim)
-        except WriteError as error:  # what was computed is kept
-            raise ValueError(str(error)) from error
-        except Exception as error:  # of this file: the others are done nevertheless
+        except Exception as error:
+            if isinstance(error, WriteError) and error.disk:  # what was computed is kept
+                raise ValueError(str(error)) from error
+            # Of this file: the others are done nevertheless.
             self._discard(file, made)  # the next attempt starts afresh
             known = isinstance(error, ValueError | OSError)
             self.journal.add(file, str(error) if known else f"{file}: {type(error).__name__}: {error}")
@@ -117,6 +121,7 @@ class Worker:
                 if doubt := doubt_range(source, self.predictor.card):
                     tqdm.write(f"warning: {doubt}", file=sys.stderr)
                 self._fill(source, sinks, claim, made["mask"].name)
+            self.journal.begin(file)  # from here on files are put under their names, by the sinks last of all
             if "overlay" in made and "mask" in sinks:
                 from segline.overlay import draw_overlay  # with matplotlib, which others need not wait for
 
@@ -143,8 +148,9 @@ class Worker:
         if start and not self.quiet:
             tqdm.write(f"{name}: going on after {start} of {source.shape[0]} rows")
         rest = (slice(start, source.shape[0]), *(slice(0, size) for size in source.shape[1:]))
-        total = self.predictor.num_tiles(source, start)
-        pieces = self.predictor.pieces(source, within=rest, alone=self.predictor.num_tiles(source) == 1)
+        grid = self.predictor.grid(source)
+        total = sum(tile.core[0].stop > start for tile in grid)
+        pieces = self.predictor.pieces(source, within=rest, alone=len(grid) == 1)
 
         def write(where: Window, values: NDArray[np.float32]) -> None:
             if where[0].start > claim.rows:  # all before is written: pieces come row by row
@@ -209,13 +215,21 @@ def open_for(file: Path, card: Card) -> Source:
 
 def main(request: str) -> None:
     """A process that `predict_files` has started: do a share of the files, without a word at the end."""
-    asked = json.loads(request)
-    settings = Settings(**asked["settings"])
-    paths = locate_all(settings.checkpoint)
-    classes = overlapping_classes(Labels(**read_card(paths[0]).labels))
-    jobs = plan_outputs(find_inputs(asked["input"]), Path(asked["output"]), settings.also, classes)
-    journal = Journal(Path(asked["output"]), journal_settings(settings, paths), asked["since"])
-    Worker(paths, settings, journal, quiet=True).work(jobs)
+    says = os.environ.get("LOCAL_RANK", "0") == "0"  # before the work all processes meet the same: one of them says it
+    try:
+        asked = json.loads(request)
+        settings = Settings(**asked["settings"])
+        paths = locate_all(settings.checkpoint)
+        classes = overlapping_classes(Labels(**read_card(paths[0]).labels))
+        jobs = plan_outputs(find_inputs(asked["input"]), Path(asked["output"]), settings.also, classes)
+        journal = Journal(Path(asked["output"]), journal_settings(settings, paths), asked["since"])
+        worker = Worker(paths, settings, journal, quiet=True)
+        says = True
+        worker.work(jobs)
+    except ValueError as error:
+        if says:
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(REFUSED)
 
 
 if __name__ == "__main__":

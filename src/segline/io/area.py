@@ -15,7 +15,10 @@ from segline.io.source import Geometry
 
 Array = NDArray[np.float64]
 
-_ELLIPSOID = re.compile(r'SPHEROID\["[^"]*",([^,\]]+),([^,\]]+)')
+#: Of WKT2: WKT1 cannot say every CRS. Some axes are in feet.
+_ELLIPSOID = re.compile(r'ELLIPSOID\["(?:[^"]|"")*",([^,\]]+),([^,\]]+)(?:,LENGTHUNIT\["(?:[^"]|"")*",([^,\]]+))?')
+#: The cylinder upright: not Transverse Mercator, nor Oblique.
+_MERCATOR = re.compile(r'METHOD\["(?:Popular Visualisation Pseudo )?Mercator\b')
 
 
 def row_areas(geometry: Geometry, shape: Sequence[int]) -> Array | None:
@@ -41,7 +44,7 @@ def row_areas(geometry: Geometry, shape: Sequence[int]) -> Array | None:
         return None
     (a, b, _), (d, e, top), _ = geometry.affine
     height, width = shape
-    wkt, unit = crs.to_wkt(version="WKT1_GDAL"), float(crs.units_factor[1])  # metres or radians
+    wkt, unit = crs.to_wkt(version="WKT2_2019"), float(crs.units_factor[1])  # metres or radians
     along = b == d == 0
     edges: Array = d * width / 2 + e * np.arange(height + 1.0) + top
     if crs.is_geographic:
@@ -49,7 +52,7 @@ def row_areas(geometry: Geometry, shape: Sequence[int]) -> Array | None:
         if along:
             return abs(a * unit) * np.abs(np.diff(_zone(latitudes, wkt)))
         return abs(a * e - b * d) * unit**2 * _density((latitudes[1:] + latitudes[:-1]) / 2, wkt)
-    if along and 'PROJECTION["Mercator_' in wkt:
+    if along and _MERCATOR.search(wkt):
         latitudes, width_of_pixel = _of_mercator(crs, edges, a)
         return width_of_pixel * np.abs(np.diff(_zone(latitudes, wkt)))
     return np.full(height, abs(a * e - b * d) * unit**2)
@@ -64,7 +67,7 @@ def _ellipsoid(wkt: str) -> tuple[float, float]:
     """Semi-major axis in metres, and squared eccentricity."""
     found = _ELLIPSOID.search(wkt)
     assert found is not None
-    axis, inverse = float(found[1]), float(found[2])
+    axis, inverse = float(found[1]) * float(found[3] or 1), float(found[2])
     flattening = 1 / inverse if inverse else 0.0  # 0 stands for a sphere
     return axis, flattening * (2 - flattening)
 

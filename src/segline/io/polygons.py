@@ -13,14 +13,14 @@ import rasterio
 from numpy.typing import NDArray
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.features import shapes
-from rasterio.windows import Window as RasterWindow
 
 from segline.commit import committed, temporary_path
 from segline.io.area import row_areas
 from segline.io.image import decode
 from segline.io.normalize import strips
-from segline.io.raster import ENVIRONMENT, RasterFile
+from segline.io.raster import ENVIRONMENT, RasterFile, raster_window
 from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
+from segline.io.sinks import class_path
 from segline.io.source import Geometry, Window, say_size
 from segline.labels import IGNORE_INDEX, Labels
 
@@ -105,7 +105,7 @@ def _open(mask: Path, labels: Labels) -> _Planes:
         )
     files = [mask]
     if labels.num_planes > 1:  # under the plain name a pixel has only the uppermost of its classes
-        files = [mask.with_stem(f"{mask.stem}_{name.replace('/', '-')}") for name in labels.names]
+        files = [class_path(mask, name) for name in labels.names]
     if missing := [file for file in files if not file.is_file()]:
         raise ValueError(f"there is no file {missing[0]}")
     pictures = [decode(file, palette_as_ids=True) for file in files]
@@ -135,9 +135,7 @@ def _regions(
     try:
         with rasterio.open(scratch, "w", height=height, width=width, **profile) as file:
             for window in strips(planes.shape):
-                rows, columns = window
-                place = RasterWindow(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
-                file.write(_coded(planes, k, window, kept, dropped), 1, window=place)
+                file.write(_coded(planes, k, window, kept, dropped), 1, window=raster_window(window))
         with rasterio.open(scratch, driver="GTiff") as file:
             band = rasterio.band(file, 1)
             for geometry, code in shapes(band, mask=band):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from segline.io.source import Geometry, Window
 SUFFIXES = (".tif", ".tiff")
 #: GDAL would else keep 5 % of the machine's memory, look for sidecar files, and open whatever a name stands for.
 ENVIRONMENT = {"GDAL_CACHEMAX": 64, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+#: Edge of the windows in which a file is written and compared: whole blocks of 256 and 512, a few megabytes.
+_EDGE = 2048
 
 
 class RasterFile:
@@ -67,8 +71,7 @@ class RasterFile:
 
     def read_raw(self, window: Window, bands: list[int] | None = None) -> NDArray[Any]:
         """Values as they are stored, `[C, *window]`."""
-        rows, columns = window
-        place = RasterWindow(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+        rows, place = window[0], raster_window(window)
         if place.width <= 0 or place.height <= 0:
             return np.zeros(
                 (len(bands or range(self.num_bands)), max(place.height, 0), max(place.width, 0)), self.dtype
@@ -101,3 +104,34 @@ class RasterSource(RasterFile):
         if raw.dtype.kind == "f":
             values[~np.isfinite(values)] = np.nan
         return values
+
+
+def raster_window(window: Window) -> RasterWindow:
+    """A window in rasterio's words."""
+    rows, columns = window
+    return RasterWindow(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
+
+
+def blocks(height: int, width: int) -> list[Window]:
+    """Windows of whole blocks that cover a raster."""
+    corners = product(range(0, height, _EDGE), range(0, width, _EDGE))
+    return [
+        (slice(row, min(row + _EDGE, height)), slice(column, min(column + _EDGE, width))) for row, column in corners
+    ]
+
+
+def check_written(path: Path, expected: Callable[[Window], NDArray[Any]]) -> None:
+    """Read a TIFF back once it is closed: GDAL writes the last blocks then, and rasterio does not hear whether it could.
+
+    Args:
+        path: Of the TIFF.
+        expected: What a window of it was to be, `[C, *window]`.
+
+    Raises:
+        OSError: It is not what was to be written.
+    """
+    with rasterio.open(path, driver="GTiff") as file:
+        for window in blocks(file.height, file.width):
+            written = file.read(window=raster_window(window))
+            if not np.array_equal(written, expected(window), equal_nan=written.dtype.kind == "f"):
+                raise OSError(f"rows {window[0].start} to {window[0].stop} are not on the disk")

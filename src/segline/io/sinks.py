@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -18,10 +17,9 @@ import rasterio
 from numpy.typing import NDArray
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
-from rasterio.windows import Window as RasterWindow
 
 from segline.commit import committed, writing
-from segline.io.raster import ENVIRONMENT, RasterSource
+from segline.io.raster import ENVIRONMENT, RasterSource, blocks, check_written, raster_window
 from segline.io.source import Source, Window
 from segline.io.volume import VolumeSource, load, native_slabs
 from segline.labels import IGNORE_INDEX, Labels
@@ -190,25 +188,9 @@ def _save_tiff(planes: NDArray[Any], path: Path, layer: Layer, crs: Any, transfo
             file.update_tags(CLASSES=",".join(layer.names))
             for band, name in enumerate(layer.names if count == len(layer.names) else (), 1):
                 file.set_band_description(band, name)
-            for rows, columns in _blocks(height, width):
-                file.write(np.asarray(planes[:, rows, columns]), window=_place(rows, columns))
-        # GDAL writes the last blocks when it closes, and rasterio does not hear whether it could.
-        with rasterio.open(path, driver="GTiff") as file:
-            for rows, columns in _blocks(height, width):
-                written = file.read(window=_place(rows, columns))
-                if not np.array_equal(written, planes[:, rows, columns], equal_nan=layer.labels is None):
-                    raise OSError(f"rows {rows.start} to {rows.stop} are not on the disk")
-
-
-def _place(rows: slice, columns: slice) -> RasterWindow:
-    return RasterWindow(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
-
-
-def _blocks(height: int, width: int) -> Iterator[tuple[slice, slice]]:
-    """Windows of whole blocks, a few megabytes each."""
-    edge = 8 * _BLOCK
-    for row, column in product(range(0, height, edge), range(0, width, edge)):
-        yield slice(row, min(row + edge, height)), slice(column, min(column + edge, width))
+            for window in blocks(height, width):
+                file.write(np.asarray(planes[(slice(None), *window)]), window=raster_window(window))
+        check_written(path, lambda window: planes[(slice(None), *window)])
 
 
 def save_volume(planes: NDArray[Any], path: Path, like: VolumeSource, layer: Layer) -> None:
@@ -248,7 +230,10 @@ def class_path(target: Path, name: str) -> Path:
 
 def _save_palette(mask: NDArray[np.uint8], palette: NDArray[Any], path: Path) -> None:
     image = Image.fromarray(np.asarray(mask))
-    image.putpalette(palette.astype(np.uint8).tobytes())
+    # Of a palette of few colours Pillow keeps few bits, in which 255, ignored pixels, would become a class. They are black.
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: len(palette)] = palette
+    image.putpalette(colors.tobytes())
     image.save(path, format="PNG")
 
 
