@@ -90,7 +90,7 @@ def by_tiles(module: SegmentationModule, data: SegmentationDataModule) -> Decide
     def decide(source: Source, statistics: BandStatistics | None, view: Window) -> Iterator[tuple[Window, Mask]]:
         module.eval()
         prepare = partial(data.normalize, statistics=statistics)
-        for place, logits in predict_tiles(network, source, prepare, data.window, data.margin, within=view):
+        for place, logits in predict_tiles(network, source, prepare, data.tile, data.margin, within=view):
             yield place, data.labels.decide(data.labels.probs(logits[None]))[0]
 
     return decide

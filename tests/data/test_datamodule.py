@@ -138,6 +138,15 @@ def test_another_seed_gives_other_windows(root: Path) -> None:
     assert not torch.equal(batches[0], batches[2])
 
 
+def test_tiles_may_be_larger_than_training_windows(root: Path) -> None:
+    data = module(root, tile=[20, 24], margin=[0, 0])
+    data.prepare()
+    assert next(iter(data.train_dataloader()))["image"].shape == (2, 1, 16, 16)
+    assert [batch["image"].shape for batch in data.val_dataloader()] == [(2, 1, 20, 24)]  # each picture in one piece
+    assert data.card_fields()["window"] == [20, 24]  # and so in prediction
+    assert any("evaluated by tiles of 20 x 24" in line for line in describe(data))
+
+
 def test_validation_counts_every_pixel_of_its_part_once(root: Path) -> None:
     data = module(root, test=0.2)
     data.prepare()
@@ -237,7 +246,7 @@ def test_a_wrong_number_of_bands_names_the_file_and_both_remedies(scene: Path, r
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"window": [16]}, r"data.window is \[16\] .* expected 2 sizes each"),
+        ({"window": [16]}, r"data.window is \[16\], data.tile is .* expected 2 sizes each"),
         ({"bands": [1, 2]}, r"data.bands names 2 bands but data.in_channels is 1; set data.in_channels=2"),
         ({"normalize": "batch"}, r"data.normalize is 'batch'; expected one of dataset, case"),
     ],

@@ -30,12 +30,13 @@ class SegmentationDataModule(pl.LightningDataModule):
         root: Folder of the data set; None: the domain's synthetic scenes, written once into the cache.
         images: Template of the images' paths below `root`; a list of templates is one file a band.
         masks: Template of the masks' paths; `*` in it means one file an object.
+        tile: Size of a tile in evaluation and prediction, `*S`; None: that of a training window.
         table: Instead of templates: a CSV below `root`, or rows, of image, mask and perhaps name, group, split, burn.
         labels: Meaning of the masks.
         in_channels: Bands that the network gets.
         spatial_dims: 2 for images, 3 for volumes.
-        window: Size of a window in pixels, `*S`.
-        margin: Context at each inner border of an evaluation tile, `*S`.
+        window: Size of a training window in pixels, `*S`.
+        margin: Context at each inner border of a tile, `*S`.
         group: Field or expression that finds a case's group, or the length of runs of neighbours; None: each case by itself.
         val: Share of the groups for validation, where there is no official split.
         test: Share of the groups for the test.
@@ -64,6 +65,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         spatial_dims: int,
         window: Sequence[int],
         margin: Sequence[int],
+        tile: Sequence[int] | None = None,
         table: str | Sequence[Mapping[str, Any]] | None = None,
         group: Group = None,
         val: float = 0.2,
@@ -84,7 +86,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         super().__init__()
         self.root, self.images, self.masks, self.table, self.origin = root, images, masks, table, origin
         self.labels, self.in_channels, self.spatial_dims = labels, in_channels, spatial_dims
-        self.window, self.margin = list(window), list(margin)
+        self.window, self.tile, self.margin = list(window), list(tile or window), list(margin)
         self.group, self.val, self.test, self.blocks = group, val, test, blocks
         self.bands, self.spacing_mm, self.burn = bands, spacing_mm, burn
         self.normalize, self.foreground, self.augment, self.seed = Normalize(normalize), foreground, augment, seed
@@ -94,21 +96,25 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.facts: dict[str, Facts] = {}
         self.notes: list[str] = []
         self._progress = (0, 0)  # epoch and batches that a resume starts after
-        for name, value in (("batch_size", batch_size), ("steps_per_epoch", steps_per_epoch)):
+        self._check_settings()
+
+    def _check_settings(self) -> None:
+        for name, value in (("batch_size", self.batch_size), ("steps_per_epoch", self.steps_per_epoch)):
             if value < 1:
                 raise ValueError(f"data.{name} is {value}; expected 1 or more")
-        if len(self.window) != spatial_dims or len(self.margin) != spatial_dims:
-            raise ValueError(
-                f"data.window is {self.window} and data.margin {self.margin}; expected {spatial_dims} sizes each"
-            )
-        if blocks and normalize == "case":
+        sizes = {"window": self.window, "tile": self.tile, "margin": self.margin}
+        if any(len(size) != self.spatial_dims for size in sizes.values()):
+            said = ", ".join(f"data.{name} is {size}" for name, size in sizes.items())
+            raise ValueError(f"{said}; expected {self.spatial_dims} sizes each")
+        if self.blocks and self.normalize.scope == "case":
             raise ValueError(
                 "data.blocks cuts a file into cases, but prediction sees whole files: data.normalize=case would measure other "
                 "pixels in each; set data.normalize=dataset"
             )
-        if bands is not None and len(bands) != in_channels:
+        if self.bands is not None and len(self.bands) != self.in_channels:
+            num = len(self.bands)
             raise ValueError(
-                f"data.bands names {len(bands)} bands but data.in_channels is {in_channels}; set data.in_channels={len(bands)}"
+                f"data.bands names {num} bands but data.in_channels is {self.in_channels}; set data.in_channels={num}"
             )
 
     # Preparation
@@ -248,7 +254,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             "normalize": self.normalize.to_dict(),
             "bands": None if self.bands is None else list(self.bands),
             "spacing_mm": None if self.spacing_mm is None else list(self.spacing_mm),
-            "window": self.window,
+            "window": self.tile,
             "margin": self.margin,
         }
 
@@ -290,7 +296,7 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def _tiles(self, split: str) -> Loader:
         rank, processes = _place(self.trainer)
-        dataset = TileWindows(self.reader(split), self.window, self.margin)
+        dataset = TileWindows(self.reader(split), self.tile, self.margin)
         return make_loader(
             dataset, EqualSampler(len(dataset), self.batch_size, rank, processes), self.batch_size, self.num_workers
         )

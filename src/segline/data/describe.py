@@ -12,11 +12,12 @@ from segline.io.source import say_size
 def describe(data: SegmentationDataModule) -> list[str]:
     """Lines on cases, classes, bands and windows of prepared data, and what is odd about them."""
     labels, window = data.labels, say_size(data.window)
+    tile = f"; evaluated by tiles of {say_size(data.tile)}" if data.tile != data.window else ""
     lines = [
         f"cases     {_parts(data)}{_blocks(data)}",
         f"classes   {_shares(data)} ({labels.scheme}{f', means without {labels.background}' if labels.background else ''})",
         f"bands     {data.in_channels}: {_ranges(data)}; normalised by the {data.normalize.scope}",
-        f"windows   {window}, {data.batch_size} a step, {data.steps_per_epoch} steps an epoch, {data.num_workers} workers",
+        f"windows   {window}, {data.batch_size} a step, {data.steps_per_epoch} steps an epoch, {data.num_workers} workers{tile}",
     ]
     if shared := _shared(data):
         lines.insert(1, f"          beware: {', '.join(shared[:5])} is in more than one part (the official split)")
