@@ -117,7 +117,7 @@ def _open_data(config: DictConfig, name: str, card: Card, path: Path) -> Segment
     with open_dict(node):
         node.augment = None  # evaluation looks at files as they are
         node.bands, node.spacing_mm, node.window, node.margin = card.bands, card.spacing_mm, card.window, card.margin
-        node.spatial_dims = len(card.window)
+        node.spatial_dims, node.tile = len(card.window), None
         if card.bands is not None:
             node.in_channels = len(card.bands)
         if not node.labels.get("classes"):  # of data=folder, where nothing else is said

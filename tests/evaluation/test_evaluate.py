@@ -20,7 +20,7 @@ from segline.inference.predictor import Settings, calibration_path, digest
 from segline.io.open import open_image
 from segline.io.source import Block, whole
 from segline.metrics.calibration import Calibration
-from segline.scoring import score
+from segline.scoring import _open_data, score
 from segline.tables import further_table
 
 RNG = np.random.default_rng(0)
@@ -169,6 +169,8 @@ def test_a_lone_file_of_the_user_is_measured_as_a_whole(tmp_path: Path) -> None:
         score(alone(tmp_path, checkpoint, "data.blocks=32"), "folder", Settings(checkpoint))
     with pytest.raises(ValueError, match=r"the test part is empty; there is train \(1 cases\)"):
         score(alone(tmp_path, checkpoint, "split=test"), "folder", Settings(checkpoint))
+    with_tile = _open_data(alone(tmp_path, checkpoint, "data.tile=[32,32]"), "folder", card, Path(checkpoint))
+    assert with_tile.tile == card.window  # pictures are made by the tiles of prediction, whatever another set says
     summary = score(alone(tmp_path, checkpoint), "folder", Settings(checkpoint))
     assert (summary["split"], summary["cases"]) == ("all", 1)
     (mask,) = predict_files(checkpoint, str(tmp_path / "set" / "a.png"), str(tmp_path / "said"))
