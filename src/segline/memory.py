@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 # Parameters of glibc's mallopt, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -24,6 +28,13 @@ def keep_freed() -> None:
         if mallopt is not None:
             mallopt(_MMAP_THRESHOLD, _LARGE)
             mallopt(_TRIM_THRESHOLD, _LARGE)
+
+
+def let_go(mapped: NDArray[Any]) -> None:
+    """Let what was touched of an array mapped from a file no longer count as this process's memory; the file keeps what was written."""
+    pages = getattr(mapped, "_mmap", None)  # views of a np.memmap have it, too
+    if hasattr(pages, "madvise"):
+        pages.madvise(mmap.MADV_DONTNEED)
 
 
 def limit() -> int:

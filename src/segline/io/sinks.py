@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,6 +23,7 @@ from segline.io.raster import ENVIRONMENT, RasterSource, blocks, check_written, 
 from segline.io.source import Source, Window
 from segline.io.volume import VolumeSource, load, native_slabs
 from segline.labels import IGNORE_INDEX, Labels
+from segline.memory import let_go
 
 #: Edge of the blocks that a TIFF is written in.
 _BLOCK = 256
@@ -61,7 +62,7 @@ class Layer:
         return np.nan if self.labels is None else IGNORE_INDEX
 
 
-#: Writes planes `[P, *S]`, which may be larger than the memory, to a file.
+#: Writes planes `[P, *S]`, mapped from a file and maybe larger than the memory, to a file.
 _Save = Callable[[NDArray[Any], Path], None]
 
 
@@ -89,21 +90,22 @@ class Sink:
 
     def write(self, window: Window, values: NDArray[Any]) -> None:
         """Take the values of a window: `[*window]` or `[P, *window]`."""
-        self._map("r+")[(slice(None), *window)] = values
+        self._planes[(slice(None), *window)] = values
 
     def flush(self) -> None:
-        """Let what was written outlive a power failure, too."""
+        """Let what was written outlive a power failure, too, and take no memory any more."""
         with self._scratch.open("r+b") as file:
-            os.fdatasync(file.fileno())
+            getattr(os, "fdatasync", os.fsync)(file.fileno())
+        let_go(self._planes)
 
     def read(self, window: Window) -> NDArray[Any]:
         """What was written, as labels code a mask: `[*window]`, or `[P, *window]` for overlapping classes and real numbers."""
-        planes = np.array(self._map("r")[(slice(None), *window)])
+        planes = _taken(self._planes, window)
         return planes[0] if self.layer.labels is not None and self.layer.labels.exclusive else planes
 
-    def _map(self, mode: Any) -> NDArray[Any]:
-        # Mapped for one use alone: pages of a lasting map would count as this process's memory.
-        return np.memmap(self._scratch, self.layer.dtype, mode, shape=self._shape)
+    @cached_property
+    def _planes(self) -> NDArray[Any]:
+        return np.memmap(self._scratch, self.layer.dtype, "r+", shape=self._shape)
 
     def __enter__(self) -> Self:
         return self
@@ -114,13 +116,20 @@ class Sink:
         try:
             if kind is None:
                 with writing(self.path), committed(self.path) as temporary:
-                    self._save(self._map("r"), temporary)
+                    self._save(self._planes, temporary)
         except BaseException:
             if not self._keep:
                 discard(self.path)
             raise
         if kind is None or not self._keep:
             discard(self.path)
+
+
+def _taken(planes: NDArray[Any], window: Window) -> NDArray[Any]:
+    """A window of planes mapped from a file, in memory, and no more of them than that."""
+    taken = np.array(planes[(slice(None), *window)])
+    let_go(planes)
+    return taken
 
 
 def _scratch_of(path: Path) -> Path:
@@ -189,8 +198,8 @@ def _save_tiff(planes: NDArray[Any], path: Path, layer: Layer, crs: Any, transfo
             for band, name in enumerate(layer.names if count == len(layer.names) else (), 1):
                 file.set_band_description(band, name)
             for window in blocks(height, width):
-                file.write(np.asarray(planes[(slice(None), *window)]), window=raster_window(window))
-        check_written(path, lambda window: planes[(slice(None), *window)])
+                file.write(_taken(planes, window), window=raster_window(window))
+        check_written(path, partial(_taken, planes))
 
 
 def save_volume(planes: NDArray[Any], path: Path, like: VolumeSource, layer: Layer) -> None:
@@ -211,6 +220,7 @@ def save_volume(planes: NDArray[Any], path: Path, like: VolumeSource, layer: Lay
         for plane in planes:
             for slab in native_slabs(plane, like, 0 if layer.labels else 1):
                 file.write(slab.astype(stored, copy=False).tobytes(order="F"))
+                let_go(plane)
 
 
 def save_picture(planes: NDArray[Any], path: Path, target: Path, labels: Labels) -> None:
