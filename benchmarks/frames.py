@@ -32,7 +32,7 @@ from segline.inference.export import export_network
 from segline.inference.network import build_network, on_arrays
 from segline.inference.onnx import num_threads, read, start
 from segline.inference.tiled import Network
-from segline.memory import keep_freed
+from segline.machine import keep_freed
 from segline.precision import fast_precision, memory_format
 
 SIZE, BANDS, CLASSES = (360, 480), 3, 11

@@ -35,7 +35,7 @@ from segline.card import Card
 from segline.inference.network import build_network
 from segline.inference.predict import predict_files
 from segline.inference.predictor import Settings
-from segline.memory import keep_freed
+from segline.machine import keep_freed
 from segline.precision import autocast, fast_precision, memory_format
 from segline.tiling import tiles
 

@@ -35,9 +35,9 @@ LAYERS = (
         "card",
         "checkpoints",
         "precision",
-        "memory",
+        "machine",
     },
-    {"labels", "colors", "raw_values", "commit"},
+    {"labels", "colors", "raw_values", "commit", "words"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

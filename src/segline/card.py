@@ -48,6 +48,12 @@ class Card:
     version: int = CARD_VERSION
     stride: int | None = None
 
+    @property
+    def num_bands(self) -> int | None:
+        """Bands of an image that the network takes; None for a network of the user's that calls them otherwise, if nothing else says."""
+        known = self.network.get("in_channels") or self.bands or self.normalize.get("mean")
+        return len(known) if isinstance(known, list) else known
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
         return dataclasses.asdict(self)

@@ -30,7 +30,7 @@ from segline.checkpoints import BEST, RESUME, read, read_network
 from segline.commit import committed, remove_leftovers
 from segline.config import CONFIG, LOCK, build
 from segline.data.datamodule import SegmentationDataModule
-from segline.memory import keep_freed
+from segline.machine import keep_freed
 from segline.module import SegmentationModule
 from segline.precision import fast_precision, full_name, memory_format
 

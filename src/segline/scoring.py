@@ -20,7 +20,8 @@ from segline.evaluation.evaluate import Options, evaluate
 from segline.inference.members import locate_all, read_card
 from segline.inference.predictor import Settings
 from segline.io.normalize import Normalize
-from segline.memory import keep_freed
+from segline.machine import keep_freed
+from segline.words import count_of
 
 
 def score(config: DictConfig, data_name: str, settings: Settings) -> dict[str, Any]:
@@ -128,10 +129,9 @@ def _open_data(config: DictConfig, name: str, card: Card, path: Path) -> Segment
             # A lone file is cut in blocks to be trained on; it is predicted as a whole, and so it is measured.
             node.blocks = 0
     data: SegmentationDataModule = build(discover(node, quiet=True))
-    bands = card.network.get("in_channels", data.in_channels)  # a network of the user's may go by another name
-    if data.in_channels != bands:
+    if card.num_bands not in (None, data.in_channels):
         raise ValueError(
-            f"data={name} has {data.in_channels} bands, but the network was trained on {bands} ({card.trained_on}); "
+            f"data={name} has {count_of(data.in_channels, 'band')}, but the network was trained on {card.num_bands} ({card.trained_on}); "
             "evaluate it on files with all of those"
         )
     ours, theirs = data.labels, card.labels
@@ -157,6 +157,6 @@ def _choose_split(split: str | None, data: SegmentationDataModule, name: str) ->
     if split == "all":
         data.cases["all"] = [case for part in SPLITS for case in data.cases[part]]
     if not data.cases[split]:
-        there = ", ".join(f"{part} ({len(cases)} cases)" for part, cases in data.cases.items() if cases)
+        there = ", ".join(f"{part} ({count_of(len(cases), 'case')})" for part, cases in data.cases.items() if cases)
         raise ValueError(f"the {split} part is empty; there is {there}: set split to one of them, or to all")
     return split

@@ -75,7 +75,7 @@ def test_a_set_that_outgrows_the_few_keeps_most_of_its_parts() -> None:
 def test_few_groups_give_each_part_one() -> None:
     parts = split_cases(named("abc"), 0.1, 0.1)
     assert [len(parts[split]) for split in ("train", "val", "test")] == [1, 1, 1]
-    with pytest.raises(ValueError, match=r"val part is empty: 3 cases in 1 groups; set data.group"):
+    with pytest.raises(ValueError, match=r"val part is empty: 3 cases in 1 group; set data.group"):
         split_cases([case(name, "one") for name in "abc"], 0.2, 0.0)
     assert len(split_cases(named("a"), 0.0, 0.0)["train"]) == 1
 

@@ -140,10 +140,10 @@ def test_what_was_fitted_to_other_weights_is_not_used(tmp_path: Path, checkpoint
         (["data.labels.classes={a: 0, b: 1, c: 2}"], "has the exclusive classes a, b, c, but the network knows"),
         (
             ["data.in_channels=1"],
-            r"data=folder has 1 bands, but the network was trained on 3 \(tiny\); evaluate it on files",
+            r"data=folder has 1 band, but the network was trained on 3 \(tiny\); evaluate it on files",
         ),
         (["split=tset"], "split is 'tset'; expected one of train, val, test, all"),
-        (["split=test"], r"the test part is empty; there is train \(5 cases\), val \(1 cases\)"),
+        (["split=test"], r"the test part is empty; there is train \(5 cases\), val \(1 case\)"),
     ],
 )
 def test_what_does_not_fit_is_said(tmp_path: Path, checkpoint: str, overrides: list[str], message: str) -> None:
@@ -167,7 +167,7 @@ def test_a_lone_file_of_the_user_is_measured_as_a_whole(tmp_path: Path) -> None:
         ValueError, match=r"data\.blocks is 32, but .* normalises each file by its own .*data\.blocks=0"
     ):
         score(alone(tmp_path, checkpoint, "data.blocks=32"), "folder", Settings(checkpoint))
-    with pytest.raises(ValueError, match=r"the test part is empty; there is train \(1 cases\)"):
+    with pytest.raises(ValueError, match=r"the test part is empty; there is train \(1 case\)"):
         score(alone(tmp_path, checkpoint, "split=test"), "folder", Settings(checkpoint))
     with_tile = _open_data(alone(tmp_path, checkpoint, "data.tile=[32,32]"), "folder", card, Path(checkpoint))
     assert with_tile.tile == card.window  # pictures are made by the tiles of prediction, whatever another set says

@@ -150,7 +150,7 @@ def test_files_with_faults_are_said_at_the_end_and_the_others_are_done(tmp_path:
     with pytest.raises(ValueError, match="3 of 4 files could not be predicted") as raised:
         predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"))
     text = str(raised.value)
-    assert "grey.png has 1 bands, but the network was trained on 3 (tiny)" in text
+    assert "grey.png has 1 band, but the network was trained on 3 (tiny)" in text
     assert "broken.png is not a whole PNG" in text
     assert "volume.nii has 3 dimensions, but the network was trained on 2 (tiny)" in text
     assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["a.png"]

@@ -238,7 +238,7 @@ def test_a_file_may_have_any_name(tmp_path: Path, name: str) -> None:
     [
         (LABELS, "a.tif", "a.shp", r"a\.shp; expected a name with one of \.gpkg, \.geojson"),
         (LABELS, "a.nii.gz", "a.gpkg", r"a\.nii\.gz is of no format that polygons are made of; expected \.png, \.tif"),
-        (OVERLAPPING, "a.tif", "a.gpkg", r"a\.tif has 1 bands of uint8; a mask of .*whole.* has 2 of uint8"),
+        (OVERLAPPING, "a.tif", "a.gpkg", r"a\.tif has 1 band of uint8; a mask of .*whole.* has 2 of uint8"),
         (Labels({"a": 0, "b": 1}), "a.tif", "a.gpkg", r"a\.tif has the value 2, which is none of \[0, 1\]"),
         (OVERLAPPING, "a.png", "a.gpkg", r"there is no file .*a_whole\.png"),
         (LABELS, "rgb.png", "a.gpkg", r"rgb\.png is 40 x 57 x 3; expected 40 x 57 x 1"),

@@ -21,6 +21,7 @@ from segline.io.open import open_image, open_mask
 from segline.io.source import Block, MaskSource, Source
 from segline.io.vectors import Burn
 from segline.labels import Labels
+from segline.words import count_of
 
 
 class SegmentationDataModule(pl.LightningDataModule):
@@ -204,7 +205,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             some = list(range(1, self.in_channels + 1))
             how = f" or data.bands={some}" if facts.num_bands > self.in_channels else ""
             return [
-                f"data.in_channels is {self.in_channels} but {case.images[0]} has {facts.num_bands} bands; "
+                f"data.in_channels is {self.in_channels} but {case.images[0]} has {count_of(facts.num_bands, 'band')}; "
                 f"set data.in_channels={facts.num_bands}{how}"
             ]
         if len(facts.shape) != self.spatial_dims:

@@ -7,6 +7,7 @@ import numpy as np
 from segline.data.cases import SPLITS
 from segline.data.datamodule import SegmentationDataModule
 from segline.io.source import say_size
+from segline.words import count_of
 
 
 def describe(data: SegmentationDataModule) -> list[str]:
@@ -17,7 +18,8 @@ def describe(data: SegmentationDataModule) -> list[str]:
         f"cases     {_parts(data)}{_blocks(data)}",
         f"classes   {_shares(data)} ({labels.scheme}{f', means without {labels.background}' if labels.background else ''})",
         f"bands     {data.in_channels}: {_ranges(data)}; normalised by the {data.normalize.scope}",
-        f"windows   {window}, {data.batch_size} a step, {data.steps_per_epoch} steps an epoch, {data.num_workers} workers{tile}",
+        f"windows   {window}, {data.batch_size} a step, {data.steps_per_epoch} steps an epoch, "
+        f"{count_of(data.num_workers, 'worker')}{tile}",
     ]
     if shared := _shared(data):
         lines.insert(1, f"          beware: {', '.join(shared[:5])} is in more than one part (the official split)")
@@ -27,7 +29,7 @@ def describe(data: SegmentationDataModule) -> list[str]:
 def _parts(data: SegmentationDataModule) -> str:
     """Cases and groups of each part."""
     counts = {split: (len(cases), len({case.group for case in cases})) for split, cases in data.cases.items() if cases}
-    return ", ".join(f"{split}: {cases} in {groups} groups" for split, (cases, groups) in counts.items())
+    return ", ".join(f"{split}: {cases} in {count_of(groups, 'group')}" for split, (cases, groups) in counts.items())
 
 
 def _blocks(data: SegmentationDataModule) -> str:

@@ -13,12 +13,13 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import ImageColor
 
 from segline.data.cases import Case, Found, find_cases, list_faults, read_table
-from segline.data.mask_values import Values, count_of, look_at_masks
+from segline.data.mask_values import Values, look_at_masks
 from segline.io.image import FORMATS
 from segline.io.open import open_image
 from segline.io.source import Source, say_size
 from segline.labels import IGNORE_INDEX
 from segline.raw_values import parse_values
+from segline.words import count_of
 
 #: Images that are opened for their sizes and bands; the scan looks at all of them.
 _LOOKED_AT = 50

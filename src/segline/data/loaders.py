@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from segline.io.image import keep_decoded
-from segline.memory import limit
+from segline.machine import limit, num_cores
 
 Loader = DataLoader[dict[str, Tensor]]
 #: More than feed one GPU; each of them keeps files open and batches in memory.
@@ -53,9 +53,8 @@ def make_loader(
 
 def spare_cores() -> int:
     """Cores for loading: this process's share of the machine's, less the one that trains."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # of torch's launcher
-    return min(max(cores // processes - 1, 0), _MOST_WORKERS)
+    return min(max(num_cores() // processes - 1, 0), _MOST_WORKERS)
 
 
 def _start_worker(_: int) -> None:

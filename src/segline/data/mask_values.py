@@ -20,6 +20,7 @@ from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.io.raster import RasterFile
 from segline.io.vectors import VECTOR_DRIVERS
 from segline.labels import Labels
+from segline.words import count_of
 
 #: Masks of more values are rather images; that many classes are named by hand.
 MOST_CLASSES = 64
@@ -117,8 +118,3 @@ def _is_colored(path: Path) -> bool:
     except ValueError:
         pass  # it is said when the mask is read
     return False
-
-
-def count_of(number: int, what: str) -> str:
-    """`1 mask`, `2 masks`."""
-    return f"{number} {what}{'s' if number != 1 else ''}"

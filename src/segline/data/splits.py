@@ -8,6 +8,7 @@ from dataclasses import replace
 from itertools import product
 
 from segline.data.cases import SPLITS, Case
+from segline.words import count_of
 
 #: With fewer groups than this, shares are cut from the groups sorted by hash; a threshold on the hash would miss them by far.
 _FEW = 50
@@ -45,7 +46,7 @@ def split_cases(
         if not parts[split] and (split != "val" or val > 0):
             groups = len({case.group for case in cases})
             raise ValueError(
-                f"the {split} part is empty: {len(cases)} cases in {groups} groups; set data.group to cut finer, "
+                f"the {split} part is empty: {count_of(len(cases), 'case')} in {count_of(groups, 'group')}; set data.group to cut finer, "
                 "data.blocks to cut rasters, or other shares data.val and data.test"
             )
     return parts

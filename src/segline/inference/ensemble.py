@@ -123,9 +123,7 @@ class Ensemble:
     @property
     def num_bands(self) -> int:
         """Of a prepared image."""
-        card = self.card  # a network of the user's may call its channels by another name
-        own = card.network.get("in_channels") or len(card.bands or card.normalize.get("mean") or [0])
-        return int(own) * len(self._normalizes)
+        return (self.card.num_bands or 1) * len(self._normalizes)
 
     @property
     def stride(self) -> int | None:
@@ -168,7 +166,7 @@ def _kind(card: Card) -> dict[str, Any]:
     """What networks must have in common to be averaged."""
     return {
         "bands": card.bands,
-        "in_channels": card.network.get("in_channels"),
+        "the number of bands": card.num_bands,
         "spacing_mm": card.spacing_mm,
         "dimensions": len(card.window),
         "labels": card.labels,

@@ -144,8 +144,7 @@ def _cases(card: Card) -> list[tuple[int, list[int]]]:
 
 def _images(card: Card, batch: int, size: Sequence[int]) -> torch.Tensor:
     """Noise as normalised images have it, the same each time."""
-    channels = card.network.get("in_channels") or len(card.bands or card.normalize.get("mean") or [0])
-    return torch.randn(batch, channels, *size, generator=torch.Generator().manual_seed(0))
+    return torch.randn(batch, card.num_bands or 1, *size, generator=torch.Generator().manual_seed(0))
 
 
 def _check(network: torch.nn.Module, call: Network, card: Card, tolerance: float) -> None:

@@ -16,6 +16,7 @@ from segline.card import Card
 from segline.inference.ensemble import Member
 from segline.inference.tiled import Network
 from segline.labels import Labels
+from segline.machine import num_cores
 
 #: Names in the file's metadata.
 CARD, WEIGHTS = "segline_card", "segline_weights_sha256"
@@ -148,8 +149,7 @@ def _check_fit(path: Path, session: Any, card: Card) -> str:
     inputs, outputs = session.get_inputs(), session.get_outputs()
     got = [(value.type, len(value.shape), value.shape[1:2]) for value in [*inputs, *outputs]]
     axes, num_classes = 2 + len(card.window), Labels(**card.labels).num_classes
-    channels = card.network.get("in_channels")  # a network of the user's may go by another name
-    bands = inputs[0].shape[1:2] if channels is None else [channels]
+    bands = inputs[0].shape[1:2] if card.num_bands is None else [card.num_bands]
     wanted = [("tensor(float)", axes, bands), ("tensor(float)", axes, [num_classes])]
     if len(inputs) != 1 or got != wanted:
         raise ValueError(f"{path} is not the network of its card: it has {got}, expected {wanted}")
@@ -176,4 +176,4 @@ def num_threads() -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0]
     if asked.isdigit() and int(asked):
         return int(asked)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return num_cores()

@@ -13,7 +13,7 @@ import numpy as np
 from segline.inference.blend import PROFILES
 from segline.inference.ensemble import Ensemble
 from segline.inference.field import measure_margin
-from segline.memory import available, peak_of
+from segline.machine import available, peak_of
 
 BLENDS = ("cores", *PROFILES, "exact")
 #: Tiles a call of the network, at most.

@@ -23,6 +23,8 @@ from segline.inference.members import locate_all, read_card
 from segline.inference.predictor import Settings, journal_settings
 from segline.inference.worker import REFUSED, Worker
 from segline.labels import Labels
+from segline.machine import num_cores
+from segline.words import count_of
 
 
 def predict_files(input: str, output: str, settings: Settings, processes: int = 1) -> list[Path]:
@@ -51,7 +53,7 @@ def predict_files(input: str, output: str, settings: Settings, processes: int = 
     left = {file: made for file, made in jobs.items() if not journal.done(file, list(made.values()))}
     if len(left) < len(jobs):
         known = len(jobs) - len(left)
-        print(f"{known} of {_count(len(jobs), 'file')} done already, by the same checkpoint and settings", flush=True)
+        print(f"{known} of {count_of(len(jobs), 'file')} done already, by the same checkpoint and settings", flush=True)
     codes: list[int] = []
     if processes > 1 and len(left) > 1:
         request = json.dumps({"input": input, "output": output, "settings": asdict(settings), "since": journal.since})
@@ -76,10 +78,9 @@ def _make(folder: Path, jobs: Jobs) -> Path:
 def _share(request: str, processes: int, left: Jobs, journal: Journal) -> list[int]:
     """Let processes of their own do what is left, each the next file that no other one holds; how each of them ended."""
     search = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment = {
         "LOCAL_WORLD_SIZE": str(processes),
-        "OMP_NUM_THREADS": str(max(1, cores // processes)),
+        "OMP_NUM_THREADS": str(max(1, num_cores() // processes)),
         **os.environ,
         "PYTHONPATH": search,
     }
@@ -116,20 +117,16 @@ def _conclude(jobs: Jobs, journal: Journal, output: str, labels: Labels, codes: 
     faults = [fault for file in jobs if (fault := journal.fault(file)) is not None]
     extras = [name for name in made[0] if not name.startswith("mask")] if made else []
     also = f", each with {', '.join(extras)}" if extras else ""
-    print(f"{_count(len(made), 'mask')} in {output}{also}; classes: {', '.join(labels.names)}")
+    print(f"{count_of(len(made), 'mask')} in {output}{also}; classes: {', '.join(labels.names)}")
     if left := len(jobs) - len(made) - len(faults):
-        print(f"{left} of {_count(len(jobs), 'file')} held by other processes, or left by ones that failed")
-    problems = [f"{len(faults)} of {_count(len(jobs), 'file')} could not be predicted:", *faults] if faults else []
+        print(f"{left} of {count_of(len(jobs), 'file')} held by other processes, or left by ones that failed")
+    problems = [f"{len(faults)} of {count_of(len(jobs), 'file')} could not be predicted:", *faults] if faults else []
     if REFUSED in codes:
         problems.append("what was asked for could not be done; the reason stands above")
     if failed := sum(code not in (0, REFUSED) for code in codes):
         problems.append(
-            f"{_count(failed, 'process')} ended before its time; the same command goes on with what is left"
+            f"{count_of(failed, 'process')} ended before its time; the same command goes on with what is left"
         )
     if problems:
         raise ValueError("\n  ".join(problems))
     return [paths["mask"] for paths in made]
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"

@@ -32,7 +32,8 @@ from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.io.sinks import Layer, Sink, discard, is_whole, open_sink
 from segline.io.source import Source, Window
 from segline.labels import Labels
-from segline.memory import keep_freed
+from segline.machine import keep_freed
+from segline.words import count_of
 
 #: Pieces of a mask that wait to be written while the network computes.
 _WAITING = 4
@@ -197,17 +198,16 @@ def open_for(file: Path, card: Card) -> Source:
         )
     if card.bands is not None and max(card.bands) > source.num_bands:
         raise ValueError(
-            f"{file} has {source.num_bands} bands, but the network was trained on bands {card.bands}{data} of its files; "
+            f"{file} has {count_of(source.num_bands, 'band')}, but the network was trained on bands {card.bands}{data} of its files; "
             "give it files with those bands at the same places"
         )
     if card.bands is not None:
         source = BandsSource([source], card.bands)
-    # A network of the user's may call its channels by another name.
-    trained = card.network.get("in_channels", len(card.normalize.get("mean") or ()) or source.num_bands)
+    trained = card.num_bands or source.num_bands
     if source.num_bands != trained:
         which, both = ("all of", source.num_bands) if source.num_bands < trained else ("only", trained)
         raise ValueError(
-            f"{file} has {source.num_bands} bands, but the network was trained on {trained}{data}; "
+            f"{file} has {count_of(source.num_bands, 'band')}, but the network was trained on {trained}{data}; "
             f"give it files with {which} those {trained}, or train with data.bands={list(range(1, both + 1))}"
         )
     return source

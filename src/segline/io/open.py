@@ -18,6 +18,7 @@ from segline.io.vectors import Burn
 from segline.io.volume import SUFFIXES as VOLUME_SUFFIXES
 from segline.io.volume import VolumeSource
 from segline.labels import Labels
+from segline.words import count_of
 
 #: Endings of files that an image can be read from.
 IMAGE_SUFFIXES = (*FORMATS, *RASTER_SUFFIXES, *VOLUME_SUFFIXES)
@@ -42,7 +43,7 @@ class BandsSource:
                 raise ValueError(faults[0])
         if bands is not None and (missing := [band for band in bands if not 1 <= band <= total]):
             raise ValueError(
-                f"{first.path} has {total} bands, so there is no band {missing[0]}; set data.bands to some of 1 to {total}"
+                f"{first.path} has {count_of(total, 'band')}, so there is no band {missing[0]}; set data.bands to some of 1 to {total}"
             )
         self.sources, self.bands = sources, None if bands is None else [band - 1 for band in bands]
         self.path, self.shape, self.geometry = first.path, first.shape, first.geometry

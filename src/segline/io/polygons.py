@@ -23,6 +23,7 @@ from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.io.sinks import class_path
 from segline.io.source import Geometry, Window, say_size
 from segline.labels import IGNORE_INDEX, Labels
+from segline.words import count_of
 
 SUFFIXES = {".gpkg": "GPKG", ".geojson": "GeoJSON"}
 #: Pixels between corners of polygons in degrees: what is straight there bends away from what is straight on the map.
@@ -96,7 +97,7 @@ def _open(mask: Path, labels: Labels) -> _Planes:
         raster = RasterFile(mask)
         if (raster.num_bands, raster.dtype) != (labels.num_planes, np.uint8):
             raise ValueError(
-                f"{mask} has {raster.num_bands} bands of {raster.dtype}; a mask of {labels} has {labels.num_planes} of uint8"
+                f"{mask} has {count_of(raster.num_bands, 'band')} of {raster.dtype}; a mask of {labels} has {labels.num_planes} of uint8"
             )
         return _Planes(mask, raster.shape, raster.geometry, lambda k, window: raster.read_raw(window, [k + 1])[0])
     if mask.suffix.lower() != ".png":

@@ -23,7 +23,7 @@ from segline.io.raster import ENVIRONMENT, RasterSource, blocks, check_written, 
 from segline.io.source import Source, Window
 from segline.io.volume import VolumeSource, load, native_slabs
 from segline.labels import IGNORE_INDEX, Labels
-from segline.memory import let_go
+from segline.machine import let_go
 
 #: Edge of the blocks that a TIFF is written in.
 _BLOCK = 256

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from segline import memory
+from segline import machine
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ def test_the_memory_of_a_container_is_its_own(
     for name, text in {"proc/self/cgroup": groups, **{f"sys/fs/cgroup/{n}": text for n, text in files.items()}}.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text + "\n" * bool(text))
-    assert memory._limits(tmp_path) == limits
+    assert machine._limits(tmp_path) == limits
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux says how much a process has taken")
@@ -31,6 +31,6 @@ def test_the_peak_of_a_call_is_what_it_took_and_gave_back() -> None:
         ) as pages:  # of the system itself: what the process has kept of earlier ones would not count
             pages.write(bytes(2**26 - 1))
 
-    megabytes = memory.peak_of(call) / 2**20
+    megabytes = machine.peak_of(call) / 2**20
     assert 60 < megabytes < 200
-    assert 0 < memory.available() < memory.limit()
+    assert 0 < machine.available() < machine.limit()

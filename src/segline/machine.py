@@ -1,4 +1,4 @@
-"""How much memory there is, and how the process handles it."""
+"""How many cores and how much memory there are, and how the process handles memory."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _LARGE = 2**30
 
 
+def num_cores() -> int:
+    """Cores that this process may use: the machine's, or what a scheduler has pinned it to."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def keep_freed() -> None:
     """Let the process keep what it frees, for what it allocates next.
 
@@ -32,8 +37,8 @@ def keep_freed() -> None:
 
 def let_go(mapped: NDArray[Any]) -> None:
     """Let what was touched of an array mapped from a file no longer count as this process's memory; the file keeps what was written."""
-    pages = getattr(mapped, "_mmap", None)  # views of a np.memmap have it, too
-    if hasattr(pages, "madvise"):
+    pages: Any = getattr(mapped, "_mmap", None)  # views of a np.memmap have it, too
+    if hasattr(pages, "madvise"):  # not on Windows
         pages.madvise(mmap.MADV_DONTNEED)
 
 
