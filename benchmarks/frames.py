@@ -39,6 +39,7 @@ SIZE, BANDS, CLASSES = (360, 480), 3, 11
 UNET, SMP = "segline.models.unet.UNet", "segline.models.smp.SMP"
 #: Name -> arguments of a network.
 NETWORKS: dict[str, dict[str, Any]] = {
+    "unet 8 16 32 64 128": {"_target_": UNET, "channels": [8, 16, 32, 64, 128]},
     "unet 16 32 64 128": {"_target_": UNET, "channels": [16, 32, 64, 128]},
     "unet 32 64 128 256": {"_target_": UNET, "channels": [32, 64, 128, 256]},
     "attention_unet 16 32 64 128": {
