@@ -136,6 +136,7 @@ def test_a_run_that_has_reached_its_goal_stays_there(tmp_path: Path, few_scenes:
     assert run(tmp_path / "run", few_scenes, "resume=auto", "trainer.max_epochs=2")["global_step"] == 8
 
 
+@pytest.mark.slow
 def test_a_budget_that_ends_before_the_first_validation_leaves_its_last_weights(
     tmp_path: Path, few_scenes: Path
 ) -> None:

@@ -157,6 +157,7 @@ def alone(tmp_path: Path, checkpoint: str, *overrides: str) -> Any:
     return config(tmp_path, checkpoint, *paths, *overrides)
 
 
+@pytest.mark.slow
 def test_a_lone_file_of_the_user_is_measured_as_a_whole(tmp_path: Path) -> None:
     (tmp_path / "set").mkdir()
     Image.fromarray(RNG.integers(0, 256, (61, 110, 3)).astype(np.uint8)).save(tmp_path / "set" / "a.png")
@@ -178,6 +179,7 @@ def test_a_lone_file_of_the_user_is_measured_as_a_whole(tmp_path: Path) -> None:
     assert row["size_pred/class_1"] == (read(mask) == 1).sum()
 
 
+@pytest.mark.slow
 def test_a_set_of_test_cases_alone_is_measured(tmp_path: Path, checkpoint: str) -> None:
     rows = [f"{tmp_path}/set/{name}.png,{tmp_path}/set/{name}_mask.png,test" for name in "ab"]
     (tmp_path / "cases.csv").write_text("\n".join(["image,mask,split", *rows]))
