@@ -1,8 +1,10 @@
+import dataclasses
 import os
 import pickle
 import zipfile
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -74,6 +76,10 @@ def test_a_failed_write_keeps_the_old_checkpoint_and_leaves_nothing(
             },
             "takes 3 bands, but its normalize has 1",
         ),
+        (
+            {"network": {"_target_": "x.Y", "in_channels": 3}, "bands": [1, 2]},
+            r"takes 3 bands, but its bands are \[1, 2\]",
+        ),
         ({"labels": None}, r"the card's labels is None; expected a dict"),
         ({"stride": 0}, r"the card's stride is 0; expected a number of pixels"),
     ],
@@ -82,6 +88,22 @@ def test_a_damaged_card_is_refused(tmp_path: Path, change: dict[str, object], sa
     write({"state_dict": {"network.w": torch.zeros(1)}, "card": {**CARD.to_dict(), **change}}, tmp_path / BEST)
     with pytest.raises(ValueError, match=rf"best\.ckpt: .*{said}"):
         read_network(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"network": {"in_channels": 3}}, 3),
+        (
+            {"network": {"in_channels": [3, 64]}, "bands": [2, 4]},
+            2,
+        ),  # of a network of the user's it means something else
+        ({"network": {}, "normalize": {"scope": "dataset", "mean": [1.0], "std": [1.0]}}, 1),
+        ({"network": {}, "normalize": {"scope": "case"}}, None),
+    ],
+)
+def test_the_number_of_bands_is_what_the_card_says_of_them(change: dict[str, Any], expected: int | None) -> None:
+    assert dataclasses.replace(CARD, **change).num_bands == expected
 
 
 def test_a_card_of_before_the_stride_is_read(tmp_path: Path) -> None:

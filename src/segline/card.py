@@ -51,8 +51,8 @@ class Card:
     @property
     def num_bands(self) -> int | None:
         """Bands of an image that the network takes; None for a network of the user's that calls them otherwise, if nothing else says."""
-        known = self.network.get("in_channels") or self.bands or self.normalize.get("mean")
-        return len(known) if isinstance(known, list) else known
+        channels = self.network.get("in_channels")
+        return channels if type(channels) is int else len(self.bands or self.normalize.get("mean") or ()) or None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, ready for JSON."""
@@ -115,6 +115,8 @@ def _fault_of_parts(data: dict[str, Any]) -> str | None:
     except (TypeError, AttributeError, ValueError) as error:
         return f"the card's labels cannot be read ({error})"
     # A network of the user's may call its channels by other names.
+    if (bands := data["bands"]) and type(network.get("in_channels")) is int and network["in_channels"] != len(bands):
+        return f"the card's network takes {network['in_channels']} bands, but its bands are {bands}"
     if network.get("num_classes", labels.num_classes) != labels.num_classes:
         return f"the card's network has {network['num_classes']!r} classes, but its labels {labels.num_classes}"
     try:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from numpy.typing import NDArray
+import numpy as np
 
 # Parameters of glibc's mallopt, from malloc.h.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -35,11 +35,10 @@ def keep_freed() -> None:
             mallopt(_TRIM_THRESHOLD, _LARGE)
 
 
-def let_go(mapped: NDArray[Any]) -> None:
+def let_go(mapped: np.memmap[Any, Any]) -> None:
     """Let what was touched of an array mapped from a file no longer count as this process's memory; the file keeps what was written."""
-    pages: Any = getattr(mapped, "_mmap", None)  # views of a np.memmap have it, too
-    if hasattr(pages, "madvise"):  # not on Windows
-        pages.madvise(mmap.MADV_DONTNEED)
+    pages: mmap.mmap = mapped._mmap  # type: ignore[attr-defined]  # numpy has no public name for it; views have it, too
+    pages.madvise(mmap.MADV_DONTNEED)
 
 
 def limit() -> int:

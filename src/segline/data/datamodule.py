@@ -31,13 +31,13 @@ class SegmentationDataModule(pl.LightningDataModule):
         root: Folder of the data set; None: the domain's synthetic scenes, written once into the cache.
         images: Template of the images' paths below `root`; a list of templates is one file a band.
         masks: Template of the masks' paths; `*` in it means one file an object.
-        tile: Size of a tile in evaluation and prediction, `*S`; None: that of a training window.
         table: Instead of templates: a CSV below `root`, or rows, of image, mask and perhaps name, group, split, burn.
         labels: Meaning of the masks.
         in_channels: Bands that the network gets.
         spatial_dims: 2 for images, 3 for volumes.
         window: Size of a training window in pixels, `*S`.
         margin: Context at each inner border of a tile, `*S`.
+        tile: Size of a tile in evaluation and prediction, `*S`; None: that of a training window.
         group: Field or expression that finds a case's group, or the length of runs of neighbours; None: each case by itself.
         val: Share of the groups for validation, where there is no official split.
         test: Share of the groups for the test.
@@ -115,7 +115,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         if self.bands is not None and len(self.bands) != self.in_channels:
             num = len(self.bands)
             raise ValueError(
-                f"data.bands names {num} bands but data.in_channels is {self.in_channels}; set data.in_channels={num}"
+                f"data.bands names {count_of(num, 'band')} but data.in_channels is {self.in_channels}; set data.in_channels={num}"
             )
 
     # Preparation

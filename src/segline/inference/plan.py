@@ -45,7 +45,7 @@ class Room:
         self.bytes = 0.5 * available() / int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
     def window(self) -> list[int]:
-        """The window of training, halved along all axes until one of it fits."""
+        """The window of validation, halved along all axes until one of it fits."""
         trained = self.network.card.window
         size = list(trained)
         while self.on_cpu and self._needed * math.prod(size) > self.bytes and min(size) > _PROBE[len(size)]:
@@ -80,9 +80,9 @@ def choose_tiling(
     Args:
         network: In float32 for `exact`.
         blend: One of `BLENDS`.
-        window: Size of a tile; None: that of training, halved until it fits the memory.
+        window: Size of a tile; None: that of validation, halved until it fits the memory.
         overlap: Share of a window that the next one overlaps; None: that of validation, and for weighted means one half.
-        room: What fits the memory; None takes the window of training to fit.
+        room: What fits the memory; None takes the window of validation to fit.
 
     Raises:
         ValueError: A way that does not exist or that the network cannot go, or a window too small for it.

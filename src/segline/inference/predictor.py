@@ -36,7 +36,7 @@ class Settings:
         also: What is made besides masks: names of `segline.inference.inputs.EXTRAS`.
         blend: `cores` (each tile's inside, as in validation), `linear` or `gaussian` (weighted means of overlapping tiles), or `exact`
             (in float32 what the network would say to the whole image at once).
-        window: Size of a tile, `*S`; None: that of training, or as much of it as fits the memory, and for `exact` one that is large
+        window: Size of a tile, `*S`; None: that of validation, or as much of it as fits the memory, and for `exact` one that is large
             enough.
         overlap: Share of a window that the next one overlaps; None: that of validation, and for means one half.
         batch_size: Tiles a call of the network; None: as many as fit the memory, up to a few.

@@ -171,6 +171,8 @@ class Worker:
                     waiting.popleft().result()
             for written in waiting:
                 written.result()
+        for sink in sinks.values():
+            sink.flush()
         claim.reach(source.shape[0])
 
     def _planes(self, values: NDArray[np.float32], wanted: dict[str, Sink]) -> dict[str, NDArray[Any]]:

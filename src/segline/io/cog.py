@@ -26,6 +26,7 @@ def as_cog(path: Path) -> None:
     real = file.dtype.kind == "f"
     options = {
         "COMPRESS": "DEFLATE",
+        "LEVEL": "2",  # as of plain TIFFs
         "BLOCKSIZE": "512",
         "BIGTIFF": "IF_SAFER",
         "OVERVIEWS": "IGNORE_EXISTING",

@@ -27,6 +27,8 @@ from segline.machine import let_go
 
 #: Edge of the blocks that a TIFF is written in.
 _BLOCK = 256
+#: Bytes that are written before their pages are let go.
+_HELD = 2**24
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Layer:
 
 
 #: Writes planes `[P, *S]`, mapped from a file and maybe larger than the memory, to a file.
-_Save = Callable[[NDArray[Any], Path], None]
+_Save = Callable[[np.memmap[Any, Any], Path], None]
 
 
 class Sink:
@@ -78,6 +80,7 @@ class Sink:
 
     def __init__(self, path: Path, shape: Sequence[int], layer: Layer, save: _Save, keep: bool = False) -> None:
         self.path, self.layer, self._save, self._keep = path, layer, save, keep
+        self._held = 0
         self._shape = (layer.num_planes, *shape)
         self._scratch = _scratch_of(path)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,12 +94,16 @@ class Sink:
     def write(self, window: Window, values: NDArray[Any]) -> None:
         """Take the values of a window: `[*window]` or `[P, *window]`."""
         self._planes[(slice(None), *window)] = values
+        self._held += values.nbytes
+        if self._held > _HELD:
+            let_go(self._planes)
+            self._held = 0
 
     def flush(self) -> None:
-        """Let what was written outlive a power failure, too, and take no memory any more."""
-        with self._scratch.open("r+b") as file:
-            getattr(os, "fdatasync", os.fsync)(file.fileno())
+        """Let what was written outlive a power failure, too."""
+        self._planes.flush()
         let_go(self._planes)
+        self._held = 0
 
     def read(self, window: Window) -> NDArray[Any]:
         """What was written, as labels code a mask: `[*window]`, or `[P, *window]` for overlapping classes and real numbers."""
@@ -104,7 +111,8 @@ class Sink:
         return planes[0] if self.layer.labels is not None and self.layer.labels.exclusive else planes
 
     @cached_property
-    def _planes(self) -> NDArray[Any]:
+    def _planes(self) -> np.memmap[Any, Any]:
+        # One map for all windows: to map and unmap the file for each takes eight times as long as to write to it.
         return np.memmap(self._scratch, self.layer.dtype, "r+", shape=self._shape)
 
     def __enter__(self) -> Self:
@@ -121,11 +129,14 @@ class Sink:
             if not self._keep:
                 discard(self.path)
             raise
+        finally:
+            # As long as it is mapped, even a file that is removed takes its place on the disk.
+            self.__dict__.pop("_planes", None)
         if kind is None or not self._keep:
             discard(self.path)
 
 
-def _taken(planes: NDArray[Any], window: Window) -> NDArray[Any]:
+def _taken(planes: np.memmap[Any, Any], window: Window) -> NDArray[Any]:
     """A window of planes mapped from a file, in memory, and no more of them than that."""
     taken = np.array(planes[(slice(None), *window)])
     let_go(planes)
@@ -158,18 +169,18 @@ def _reserve(path: Path, size: int) -> None:
             raise
 
 
-def save_raster(planes: NDArray[Any], path: Path, like: RasterSource, layer: Layer) -> None:
+def save_raster(planes: np.memmap[Any, Any], path: Path, like: RasterSource, layer: Layer) -> None:
     """Tiled, compressed TIFF with the CRS, transform, colours and class names; a band a plane."""
     transform = None if like.geometry.affine is None else like.dataset.transform
     _save_tiff(planes, path, layer, like.dataset.crs, transform)
 
 
-def save_plain_tiff(planes: NDArray[Any], path: Path, layer: Layer) -> None:
+def save_plain_tiff(planes: np.memmap[Any, Any], path: Path, layer: Layer) -> None:
     """Tiled, compressed TIFF that lies nowhere: of a photograph's measures, for which PNG has no type."""
     _save_tiff(planes, path, layer, None, None)
 
 
-def _save_tiff(planes: NDArray[Any], path: Path, layer: Layer, crs: Any, transform: Any) -> None:
+def _save_tiff(planes: np.memmap[Any, Any], path: Path, layer: Layer, crs: Any, transform: Any) -> None:
     count, height, width = planes.shape
     profile: dict[str, Any] = {
         "driver": "GTiff",
@@ -179,7 +190,7 @@ def _save_tiff(planes: NDArray[Any], path: Path, layer: Layer, crs: Any, transfo
         "dtype": np.dtype(layer.dtype).name,
         "nodata": layer.nodata,
         "compress": "deflate",
-        "zlevel": 2,  # a tenth of the time of 6, GDAL's own choice, on masks that are hard to shrink, for 7 % more bytes
+        "zlevel": 2,  # a tenth of the time of 6, GDAL's own choice, on noise, for 7 % more bytes; of smooth masks half, for 60 %
         "predictor": 1 if layer.labels else 3,  # of real numbers the bytes alone would hardly shrink
         "BIGTIFF": "IF_SAFER",
         "NUM_THREADS": "ALL_CPUS",
@@ -202,7 +213,7 @@ def _save_tiff(planes: NDArray[Any], path: Path, layer: Layer, crs: Any, transfo
         check_written(path, partial(_taken, planes))
 
 
-def save_volume(planes: NDArray[Any], path: Path, like: VolumeSource, layer: Layer) -> None:
+def save_volume(planes: np.memmap[Any, Any], path: Path, like: VolumeSource, layer: Layer) -> None:
     """NIfTI on the input's own grid, axes and affine; several planes lie along a fourth axis."""
     image, dtype = load(like.path), np.dtype(layer.dtype)
     header = image.header.copy()
@@ -223,7 +234,7 @@ def save_volume(planes: NDArray[Any], path: Path, like: VolumeSource, layer: Lay
                 let_go(plane)
 
 
-def save_picture(planes: NDArray[Any], path: Path, target: Path, labels: Labels) -> None:
+def save_picture(planes: np.memmap[Any, Any], path: Path, target: Path, labels: Labels) -> None:
     """PNG with a palette; of several overlapping classes each is a file of its own, too: `<target>_<class>.png`."""
     if len(planes) > 1:
         for k, name in enumerate(labels.names):
