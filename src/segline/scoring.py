@@ -50,7 +50,7 @@ def score(config: DictConfig, data_name: str, settings: Settings) -> dict[str, A
     if config.calibrate:
         calibrate(settings, data)
         settings = replace(settings, calibrated=True)
-    how = _say_settings(settings, card)
+    how = _say_settings(settings, options, card)
     output = Path(config.output) if config.output else _own_folder(paths[0], split, data_name, how)
     names, on = " + ".join(map(_say_path, paths)), card.trained_on if data_name == OWN else data_name
     return evaluate(
@@ -65,8 +65,8 @@ def score(config: DictConfig, data_name: str, settings: Settings) -> dict[str, A
     )
 
 
-def _say_settings(settings: Settings, card: Card) -> list[str]:
-    """How the networks are asked where it is not the plain way, in words that fit into the name of a folder."""
+def _say_settings(settings: Settings, options: Options, card: Card) -> list[str]:
+    """How the networks are asked and measured where it is not the plain way, in words that fit into the name of a folder."""
     window = "x".join(map(str, settings.window or ()))
     said = {
         "calibrated": settings.calibrated,
@@ -76,6 +76,8 @@ def _say_settings(settings: Settings, card: Card) -> list[str]:
         f"window-{window}": window,
         f"overlap-{settings.overlap}": settings.overlap is not None,
         str(settings.precision): settings.precision not in (None, card.precision),
+        f"tolerance-{options.tolerance}": options.tolerance is not None,
+        f"object-iou-{options.object_iou}": options.object_iou != Options.object_iou,
     }
     return [name for name, differs in said.items() if differs]
 

@@ -227,6 +227,8 @@ def test_evaluations_that_differ_lie_in_folders_that_do(
         "folder-all_window-64x96_overlap-0.5",
         "folder-all_last.ckpt",
     ]
+    score(config(tmp_path, checkpoint, "output=null", "tolerance=2", "object_iou=0.3"), "folder", Settings(checkpoint))
+    assert called[-1][3].name == "folder-all_tolerance-2_object-iou-0.3"
     both = Settings([checkpoint, last], tta=["flips"])
     with pytest.raises(ValueError, match=r"checkpoint names 2 networks.* set output="):
         score(config(tmp_path, checkpoint, "output=null"), "folder", both)
