@@ -168,6 +168,12 @@ def test_weights_beyond_one_file_are_refused(exported: Path, tmp_path: Path, mon
         export_network(str(exported / "run"), str(tmp_path))
 
 
+def test_a_name_of_another_format_is_refused_before_the_work(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"model\.pt, but what is written is ONNX; name a file that ends in \.onnx"):
+        export_network(str(tmp_path / "no run"), str(tmp_path / "model.pt"))
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_name_that_something_else_has_is_refused(exported: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "metrics.json").write_text("{}")
     with pytest.raises(ValueError, match=r"would overwrite .*metrics\.json"):

@@ -74,6 +74,10 @@ def _open(checkpoint: str, trust: Sequence[str]) -> tuple[torch.nn.Module, Card]
 def _target(checkpoint: str, output: str) -> Path:
     """The file that is written."""
     path, source = Path(output), Path(checkpoint).resolve()
+    if path.suffix[1:].isalpha() and path.suffix != ONNX and not path.is_dir():
+        raise ValueError(
+            f"output is {output}, but what is written is ONNX; name a file that ends in {ONNX}, or a folder"
+        )
     if path.suffix != ONNX or path.is_dir():
         path = path / f"{source.name if source.is_dir() else source.stem}{ONNX}"
     beside = path.with_suffix(".json")
