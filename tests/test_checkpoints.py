@@ -94,10 +94,8 @@ def test_a_damaged_card_is_refused(tmp_path: Path, change: dict[str, object], sa
     ("change", "expected"),
     [
         ({"network": {"in_channels": 3}}, 3),
-        (
-            {"network": {"in_channels": [3, 64]}, "bands": [2, 4]},
-            2,
-        ),  # of a network of the user's it means something else
+        # Of a network of the user's the argument may mean something else.
+        ({"network": {"in_channels": [3, 64]}, "bands": [2, 4]}, 2),
         ({"network": {}, "normalize": {"scope": "dataset", "mean": [1.0], "std": [1.0]}}, 1),
         ({"network": {}, "normalize": {"scope": "case"}}, None),
     ],
