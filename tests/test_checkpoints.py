@@ -80,6 +80,10 @@ def test_a_failed_write_keeps_the_old_checkpoint_and_leaves_nothing(
             {"network": {"_target_": "x.Y", "in_channels": 3}, "bands": [1, 2]},
             r"takes 3 bands, but its bands are \[1, 2\]",
         ),
+        (
+            {"network": {"_target_": "segline.models.unet.UNet", "in_channels": "3"}},
+            "takes '3' bands; expected a number",
+        ),
         ({"labels": None}, r"the card's labels is None; expected a dict"),
         ({"stride": 0}, r"the card's stride is 0; expected a number of pixels"),
     ],

@@ -115,6 +115,8 @@ def _fault_of_parts(data: dict[str, Any]) -> str | None:
     except (TypeError, AttributeError, ValueError) as error:
         return f"the card's labels cannot be read ({error})"
     # A network of the user's may call its channels by other names.
+    if network["_target_"].startswith("segline.") and type(network.get("in_channels", 1)) is not int:
+        return f"the card's network takes {network['in_channels']!r} bands; expected a number"
     if (bands := data["bands"]) and type(network.get("in_channels")) is int and network["in_channels"] != len(bands):
         return f"the card's network takes {network['in_channels']} bands, but its bands are {bands}"
     if network.get("num_classes", labels.num_classes) != labels.num_classes:
