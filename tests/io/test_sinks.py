@@ -17,9 +17,10 @@ from rasterio.enums import ColorInterp
 import segline
 from segline.io import volume
 from segline.io.open import BandsSource, open_image, open_mask
-from segline.io.sinks import Layer, open_sink
+from segline.io.sinks import Layer, Sink, open_sink
 from segline.io.source import Source, whole
 from segline.labels import Labels
+from segline.machine import peak_of
 
 RNG = np.random.default_rng(0)
 LABELS = Labels({"soil": 0, "weed": 1, "crop": 2}, colors={"soil": "#010203", "weed": "#ff0000", "crop": "#00ff80"})
@@ -313,6 +314,21 @@ def test_the_memory_does_not_grow_with_the_mask(tmp_path: Path, flushes: str) ->
     small, large, mapped = map(int, subprocess.check_output(command, env=environment).split())
     assert large - small < 100  # MB: that of GDAL's own 64 MB of blocks which the small one does not fill, and not 256
     assert mapped == 0  # of a file that is mapped the place on the disk is not free
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="the system does not say how much memory a call took"
+)
+def test_a_window_of_a_wide_mask_takes_little_memory(tmp_path: Path) -> None:
+    """The system maps pages around those that are touched: of a wide raster's rows all of them."""
+    shape = (1_000, 100_000)
+    with Sink(tmp_path / "a.tif", shape, Layer.mask(LABELS), lambda planes, path: path.touch()) as sink:
+        for row in range(0, shape[0], 100):
+            sink.write((slice(row, row + 100), slice(0, shape[1])), np.full((100, shape[1]), row // 100, np.uint8))
+        sink.flush()
+        window = (slice(0, shape[0]), slice(50_000, 51_000))
+        assert peak_of(lambda: sink.read(window)) < 40e6
+        assert np.array_equal(sink.read(window)[:, 0], np.arange(shape[0]) // 100)
 
 
 def test_names_with_dots_and_capitals_are_kept(tmp_path: Path) -> None:

@@ -137,9 +137,15 @@ class Sink:
 
 
 def _taken(planes: np.memmap[Any, Any], window: Window) -> NDArray[Any]:
-    """A window of planes mapped from a file, in memory, and no more of them than that."""
-    taken = np.array(planes[(slice(None), *window)])
-    let_go(planes)
+    """A window of planes mapped from a file, in memory, and little more of them than that."""
+    taken = np.empty((len(planes), *(w.stop - w.start for w in window)), planes.dtype)
+    # To touch a few values of a row maps the whole row: of a wide raster that is much more than the window.
+    rows = max(_HELD // (planes[:, 0].nbytes), 1)
+    for start in range(0, taken.shape[1], rows):
+        piece = taken[:, start : start + rows]
+        first = window[0].start + start
+        piece[:] = planes[(slice(None), slice(first, first + piece.shape[1]), *window[1:])]
+        let_go(planes)
     return taken
 
 
