@@ -35,6 +35,7 @@ from segline.card import Card
 from segline.inference.network import build_network
 from segline.inference.predict import predict_files
 from segline.inference.predictor import Settings
+from segline.io.raster import ENVIRONMENT
 from segline.machine import keep_freed
 from segline.precision import autocast, fast_precision, memory_format
 from segline.tiling import tiles
@@ -57,7 +58,7 @@ def write_raster(path: Path, size: int) -> None:
     profile = {"driver": "GTiff", "width": size, "height": size, "count": 4, "dtype": "uint16", "crs": "EPSG:32632"}
     layout = {"tiled": True, "blockxsize": 512, "blockysize": 512, "compress": "deflate", "BIGTIFF": "IF_SAFER"}
     place = rasterio.Affine(10, 0, 5e5, 0, -10, 5e6)
-    with rasterio.Env(GDAL_CACHEMAX=64), rasterio.open(path, "w", transform=place, **profile, **layout) as file:
+    with rasterio.Env(**ENVIRONMENT), rasterio.open(path, "w", transform=place, **profile, **layout) as file:
         for row in range(0, size, 512):
             for column in range(0, size, 512):
                 height, width = min(512, size - row), min(512, size - column)

@@ -1,3 +1,4 @@
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -150,6 +151,17 @@ def test_an_open_raster_can_be_sent_to_another_process(tmp_path: Path) -> None:
     source = RasterSource(write(tmp_path / "a.tif", bands))
     source.read(whole(source.shape))
     assert np.array_equal(pickle.loads(pickle.dumps(source)).read(whole(source.shape)), bands)
+
+
+def test_blocks_that_were_decoded_are_kept_for_the_next_window(tmp_path: Path) -> None:
+    """Windows overlap, and of strips each touches whole rows; what is still read of a file that is gone by then was kept."""
+    values = np.arange(2 * 300 * 300, dtype=np.uint16).reshape(2, 300, 300)
+    path = write(tmp_path / "a.tif", values)
+    source = RasterSource(path)
+    first, next_one = (slice(0, 256), slice(0, 256)), (slice(0, 256), slice(44, 300))
+    source.read(first)
+    os.truncate(path, 1000)
+    assert np.array_equal(source.read(next_one), values[:, :256, 44:])
 
 
 @pytest.mark.parametrize("compress", [None, "deflate"])

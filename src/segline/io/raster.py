@@ -17,8 +17,9 @@ from rasterio.windows import Window as RasterWindow
 from segline.io.source import Geometry, Window
 
 SUFFIXES = (".tif", ".tiff")
-#: GDAL would else keep 5 % of the machine's memory, look for sidecar files, and open whatever a name stands for.
-ENVIRONMENT = {"GDAL_CACHEMAX": 64, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
+#: Of GDAL, which would else keep blocks of 5 % of the machine's memory and look for sidecar files. The cache is in bytes, whatever
+#: GDAL's own documentation says of megabytes: without one each window would decode all blocks that it touches, of strips whole rows.
+ENVIRONMENT = {"GDAL_CACHEMAX": 2**26, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR"}
 #: Edge of the windows in which a file is written and compared: whole blocks of 256 and 512, a few megabytes.
 _EDGE = 2048
 
