@@ -104,6 +104,7 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
         )
         assert done.returncode == 1
         assert "expected DD:HH:MM:SS" in done.stderr or "no images found" in done.stderr
+        assert done.stderr.startswith("error: ")  # and no words of Hydra's before
         assert not list((tmp_path / "runs").iterdir())
     (tmp_path / "mine").mkdir()  # one that was there before stays
     assert run("trainer=cpu", "trainer.max_time=10", f"hydra.run.dir={tmp_path}/mine").returncode == 1

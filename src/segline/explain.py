@@ -13,6 +13,10 @@ from pathlib import Path
 from typing import Any
 
 
+class Stopped(BaseException):
+    """A single job that failed, by its `__cause__`: past Hydra, which would print a line of its own before the error is explained."""
+
+
 @contextmanager
 def explained(command: str, arguments: Sequence[str]) -> Iterator[None]:
     """Answer a mistake of the user's in a few lines instead of a traceback; HYDRA_FULL_ERROR=1 shows it all."""
@@ -20,12 +24,14 @@ def explained(command: str, arguments: Sequence[str]) -> Iterator[None]:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors come here and not to Hydra's own printer
     try:
         yield
-    except Exception as error:
+    except (Exception, Stopped) as caught:
+        error = caught.__cause__ if isinstance(caught, Stopped) else caught
+        assert isinstance(error, Exception)
         if full:
-            raise
+            raise error from error.__cause__
         message = _explain(error, command, arguments)
         if message is None:
-            traceback.print_exc()
+            traceback.print_exception(error)
         print(f"error: {message or error}", file=sys.stderr)
         sys.exit(1)
     finally:

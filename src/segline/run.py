@@ -6,16 +6,20 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from segline.commit import temporary_path
 from segline.config import CONF_DIR, CONFIG, LOCK, offer_own_data
+from segline.explain import Stopped
 
 __all__ = ["evaluate", "export", "offer_own_data", "predict", "train"]
 
@@ -35,11 +39,32 @@ ASKED = (
     "calibrated",
     "trust",
 )
+#: What a command does with its config; a number is for sweepers.
+_Task = Callable[[DictConfig], float | None]
 #: Overrides by which a user chooses where a run lies.
 _FOLDERS = ("hydra.run.dir=", "hydra.sweep.dir=", "hydra.sweep.subdir=")
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="train")
+def _command(config_name: str) -> Callable[[_Task], Callable[[], None]]:
+    """A function of a config as what Hydra starts with the config of this name."""
+
+    def wrap(task: _Task) -> Callable[[], None]:
+        @hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name=config_name)
+        @wraps(task)
+        def run(config: DictConfig) -> float | None:
+            try:
+                return task(config)
+            except Exception as error:
+                if HydraConfig.get().mode is RunMode.MULTIRUN:  # sweeper and launcher must hear of it
+                    raise
+                raise Stopped from error
+
+        return run
+
+    return wrap
+
+
+@_command("train")
 def train(config: DictConfig) -> float | None:
     """Train, then test the best checkpoint; the value of the objective, for sweepers."""
     hydra_config = HydraConfig.get()
@@ -106,7 +131,7 @@ def _start(path: Path, processes: int) -> None:
         sys.exit(code)
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="predict")
+@_command("predict")
 def predict(config: DictConfig) -> None:
     """Write masks of whole files, in the format that came in."""
     _check_complete(config, "python src/predict.py checkpoint=RUN input=FILES output=FOLDER")
@@ -116,7 +141,7 @@ def predict(config: DictConfig) -> None:
     predict_files(config.input, config.output, Settings(**_asked(config)), _num_processes(config.trainer))
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="eval")
+@_command("eval")
 def evaluate(config: DictConfig) -> float | None:
     """Measure a trained network on whole cases; the value of the objective, for sweepers."""
     _check_complete(config, "python src/eval.py checkpoint=RUN")
@@ -150,7 +175,7 @@ def _precision(asked: Any) -> str | None:
     return full_name(str(asked))
 
 
-@hydra.main(version_base="1.3", config_path=str(CONF_DIR), config_name="export")
+@_command("export")
 def export(config: DictConfig) -> None:
     """Write a trained network as ONNX, checked against torch."""
     _check_complete(config, "python src/export.py checkpoint=RUN output=FILE")
