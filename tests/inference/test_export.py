@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,9 @@ from segline.inference.members import open_member, read_card
 from segline.inference.network import build_network
 from segline.inference.onnx import CARD, WEIGHTS, digest, num_threads
 from segline.inference.plan import choose_tiling
+from segline.inference.predictor import calibration_path
+from segline.inference.predictor import digest as file_digest
+from segline.metrics.calibration import Calibration
 from segline.models.unet import UNet
 
 #: Each export takes seconds.
@@ -74,6 +78,27 @@ def test_masks_are_those_of_the_checkpoint(exported: Path, tmp_path: Path) -> No
     (theirs,) = predict_files(str(exported / "run"), image, str(tmp_path / "torch"), precision="32-true")
     assert len(np.unique(np.asarray(Image.open(ours)))) == 3
     assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_calibration_comes_along_if_it_is_of_the_weights(
+    exported: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = str(picture(tmp_path / "a.png"))
+    with pytest.raises(ValueError, match=r"eval\.py checkpoint=CHECKPOINT calibrate=true, .* then src/export\.py"):
+        predict_files(str(model), image, str(tmp_path / "none"), calibrated=True)
+    run = Path(shutil.copytree(exported / "run", tmp_path / "run"))
+    fitted = Calibration(1.5, [0.9, 0.05, 0.05], "val", 10, file_digest(run / "best.ckpt"), 0.2, 0.1)
+    fitted.save(calibration_path(run / "best.ckpt"))
+    file = export_network(str(run), str(tmp_path / "calibrated.onnx"))
+    (ours,) = predict_files(str(file), image, str(tmp_path / "onnx"), calibrated=True)
+    (theirs,) = predict_files(str(run), image, str(tmp_path / "torch"), precision="32-true", calibrated=True)
+    (plain,) = predict_files(str(file), image, str(tmp_path / "plain"))
+    assert ours.read_bytes() == theirs.read_bytes() != plain.read_bytes()
+    replace(fitted, checkpoint="0" * 64).save(calibration_path(run / "best.ckpt"))
+    capsys.readouterr()
+    export_network(str(run), str(tmp_path / "other.onnx"))
+    assert "was fitted to other weights" in capsys.readouterr().out
+    assert not (tmp_path / "other.calibration.json").exists()
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 9), (31, 48), (65, 33)])

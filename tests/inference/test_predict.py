@@ -180,6 +180,19 @@ def test_the_same_command_does_what_is_left(
     assert predict(blend="linear") == {"a.png", "b.png", "c.png"}
 
 
+def test_what_earlier_calls_left_beside_new_masks_is_named(
+    tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(tmp_path / "in", "a.png", "b.png")
+    folders = (str(tmp_path / "in"), str(tmp_path / "out"))
+    predict_files(checkpoint, *folders, also=["probs", "overlay"])
+    assert "warning" not in capsys.readouterr().err
+    predict_files(checkpoint, *folders, also=["overlay"], blend="linear")
+    assert "a_probs.tif and 1 more will be of an earlier mask" in capsys.readouterr().err
+    predict_files(checkpoint, *folders, also=["overlay"], blend="linear")  # nothing is left to do
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_a_full_disk_ends_it_and_leaves_nothing_half_written(
     tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -282,6 +295,17 @@ def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path: Path, checkpoint
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"output.*file.*another folder"):
         predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "file"))
+
+
+def test_what_is_refused_leaves_no_folder(tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    pictures(tmp_path / "in", "a.png")
+    folders = (str(tmp_path / "in"), str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="cog=true is how rasters are written"):
+        predict_files(checkpoint, *folders, cog=True)
+    with pytest.raises(ValueError, match="disagreement is that of several"):
+        predict_files(checkpoint, *folders, also=["disagreement"])
+    assert not (tmp_path / "out").exists()
+    assert "masks in" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

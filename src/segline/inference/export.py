@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from segline.commit import committed
 from segline.inference.members import ONNX
 from segline.inference.network import load_network
 from segline.inference.onnx import CARD, WEIGHTS, digest, read, start
+from segline.inference.predictor import calibration_path, read_calibration
+from segline.inference.predictor import digest as file_digest
 from segline.inference.tiled import Network
 
 #: What protobuf, and so one ONNX file, can hold.
@@ -50,9 +53,22 @@ def export_network(checkpoint: str, output: str, *, trust: Sequence[str] = (), t
         written, read_back = read(file)
         call, _ = start(target, read_back, written, "cpu")
         _check(network, call, card, tolerance)
-    print(f"{target} ({len(content) / 1e6:.1f} MB), and its card {target.stem}.json; run it by")
+    fitted = _take_calibration(locate(checkpoint), target)
+    print(f"{target} ({len(content) / 1e6:.1f} MB), and its card {target.stem}.json{fitted}; run it by")
     print(f"  python src/predict.py checkpoint={target} input=FILES output=FOLDER")
     return target
+
+
+def _take_calibration(checkpoint: Path, target: Path) -> str:
+    """Leave what was fitted to the checkpoint's probabilities beside the ONNX file, whose probabilities are the same; words for it."""
+    if not calibration_path(checkpoint).exists():
+        return ""
+    try:
+        calibration = read_calibration(checkpoint)
+    except ValueError as error:
+        return f", without calibration: {error}"
+    replace(calibration, checkpoint=file_digest(target)).save(calibration_path(target))
+    return f" and calibration {calibration_path(target).name}"
 
 
 def _open(checkpoint: str, trust: Sequence[str]) -> tuple[torch.nn.Module, Card]:

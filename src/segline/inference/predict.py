@@ -10,18 +10,19 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 
 from tqdm import tqdm
 
 from segline.commit import remove_leftovers
-from segline.inference.inputs import Jobs, find_inputs, overlapping_classes, plan_outputs
+from segline.inference.inputs import EXTRAS, Jobs, extra_path, find_inputs, overlapping_classes, plan_outputs
 from segline.inference.journal import Journal
 from segline.inference.members import locate_all, read_card
 from segline.inference.predictor import Settings, journal_settings
 from segline.inference.worker import REFUSED, Worker
+from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.labels import Labels
 from segline.machine import num_cores
 from segline.words import count_of
@@ -48,23 +49,33 @@ def predict_files(input: str, output: str, settings: Settings, processes: int = 
     """
     paths = locate_all(settings.checkpoint)
     labels = Labels(**read_card(paths[0]).labels)
-    jobs = plan_outputs(find_inputs(input), Path(output), settings.also, overlapping_classes(labels))
-    journal = Journal(_make(Path(output), jobs), journal_settings(settings, paths))
-    left = {file: made for file, made in jobs.items() if not journal.done(file, list(made.values()))}
-    if len(left) < len(jobs):
-        known = len(jobs) - len(left)
-        print(f"{known} of {count_of(len(jobs), 'file')} done already, by the same checkpoint and settings", flush=True)
-    codes: list[int] = []
-    if processes > 1 and len(left) > 1:
-        request = json.dumps({"input": input, "output": output, "settings": asdict(settings), "since": journal.since})
-        codes = _share(request, min(processes, len(left)), left, journal)
-    elif left:
-        Worker(paths, settings, journal).work(left)
-    return _conclude(jobs, journal, output, labels, codes)
+    folder = Path(output)
+    jobs = plan_outputs(find_inputs(input), folder, settings.also, overlapping_classes(labels))
+    if settings.cog and not any(made["mask"].suffix.lower() in RASTER_SUFFIXES for made in jobs.values()):
+        raise ValueError(f"cog=true is how rasters are written, and input={input} holds none; leave it out")
+    with _made(folder, jobs):
+        journal = Journal(folder, journal_settings(settings, paths))
+        left = {file: made for file, made in jobs.items() if not journal.done(file, list(made.values()))}
+        if len(left) < len(jobs):
+            known = len(jobs) - len(left)
+            print(
+                f"{known} of {count_of(len(jobs), 'file')} done already, by the same checkpoint and settings",
+                flush=True,
+            )
+        _warn_of_strays(left)
+        codes: list[int] = []
+        if processes > 1 and len(left) > 1:
+            asked = {"input": input, "output": output, "settings": asdict(settings), "since": journal.since}
+            codes = _share(json.dumps(asked), min(processes, len(left)), left, journal)
+        elif left:
+            Worker(paths, settings, journal).work(left)
+        return _conclude(jobs, journal, output, labels, codes)
 
 
-def _make(folder: Path, jobs: Jobs) -> Path:
-    """The folder of the masks, without what kills have left in it and in those below it that masks go to."""
+@contextmanager
+def _made(folder: Path, jobs: Jobs) -> Iterator[None]:
+    """The folder of the masks, without what kills have left in it and in those below it; nothing stays of one that was refused."""
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -72,7 +83,27 @@ def _make(folder: Path, jobs: Jobs) -> Path:
     for place in {folder, *(made["mask"].parent for made in jobs.values())}:
         if place.is_dir():
             remove_leftovers(place)
-    return folder
+    try:
+        yield
+    except ValueError:
+        if is_new:
+            with suppress(OSError):  # it holds something
+                folder.rmdir()
+        raise
+
+
+def _warn_of_strays(left: Jobs) -> None:
+    """Say which extras of earlier calls are going to lie beside masks that they don't belong to."""
+    beside = {file: made["mask"].with_name(file.name) for file, made in left.items()}
+    strays = [
+        path
+        for file, made in left.items()
+        for name in EXTRAS
+        if name not in made and (path := extra_path(beside[file], name)).exists()
+    ]
+    if strays:
+        which = f"{strays[0]}{f' and {len(strays) - 1} more' if strays[1:] else ''}"
+        print(f"warning: {which} will be of an earlier mask; remove it, or make it anew by also=", file=sys.stderr)
 
 
 def _share(request: str, processes: int, left: Jobs, journal: Journal) -> list[int]:
@@ -117,7 +148,8 @@ def _conclude(jobs: Jobs, journal: Journal, output: str, labels: Labels, codes: 
     faults = [fault for file in jobs if (fault := journal.fault(file)) is not None]
     extras = [name for name in made[0] if not name.startswith("mask")] if made else []
     also = f", each with {', '.join(extras)}" if extras else ""
-    print(f"{count_of(len(made), 'mask')} in {output}{also}; classes: {', '.join(labels.names)}")
+    if made:
+        print(f"{count_of(len(made), 'mask')} in {output}{also}; classes: {', '.join(labels.names)}")
     if left := len(jobs) - len(made) - len(faults):
         print(f"{left} of {count_of(len(jobs), 'file')} held by other processes, or left by ones that failed")
     problems = [f"{len(faults)} of {count_of(len(jobs), 'file')} could not be predicted:", *faults] if faults else []

@@ -182,8 +182,10 @@ def read_calibration(checkpoint: Path) -> Calibration:
     """
     path = calibration_path(checkpoint)
     if not path.exists():
+        export = ", then src/export.py, which takes it along" if checkpoint.suffix == ONNX else ""
+        which = "CHECKPOINT" if export else checkpoint
         raise ValueError(
-            f"calibrated=true needs {path}; run src/eval.py checkpoint={checkpoint} calibrate=true, which fits and leaves it"
+            f"calibrated=true needs {path}; run src/eval.py checkpoint={which} calibrate=true, which fits and leaves it{export}"
         )
     calibration = Calibration.load(path)
     if calibration.checkpoint != digest(checkpoint):

@@ -207,10 +207,10 @@ def open_for(file: Path, card: Card) -> Source:
         source = BandsSource([source], card.bands)
     trained = card.num_bands or source.num_bands
     if source.num_bands != trained:
-        which, both = ("all of", source.num_bands) if source.num_bands < trained else ("only", trained)
+        which = "all of" if source.num_bands < trained else "only"
         raise ValueError(
             f"{file} has {count_of(source.num_bands, 'band')}, but the network was trained on {trained}{data}; "
-            f"give it files with {which} those {trained}, or train with data.bands={list(range(1, both + 1))}"
+            f"give it files with {which} those {trained}, or a network that was trained on {source.num_bands}"
         )
     return source
 
