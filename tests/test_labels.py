@@ -1,3 +1,4 @@
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -88,3 +89,10 @@ def test_a_card_brings_back_equal_labels() -> None:
 def test_colours_of_many_classes_differ() -> None:
     palette = Labels({f"c{k}": k for k in range(60)}).palette
     assert len({tuple(color) for color in palette.tolist()}) == 60
+
+
+def test_colors_of_two_dozen_classes_are_far_apart() -> None:
+    palette = Labels({f"c{k}": k for k in range(24)}).palette
+    lab = cv2.cvtColor(palette[None].astype(np.float32) / 255, cv2.COLOR_RGB2LAB)[0]
+    distances = np.linalg.norm(lab[:, None] - lab, axis=-1)[np.triu_indices(24, 1)]
+    assert distances.min() > 20  # 2.3 are just noticeable
