@@ -100,6 +100,18 @@ def test_objects_are_cut_into_thirds_by_size() -> None:
     assert [row["found"] for row in table] == [0, pytest.approx(2 / 3), 1]
 
 
+def test_objects_of_one_size_lie_in_one_part() -> None:
+    sizes = np.array([3, 1, 1, 2, 1, 1, 1, 3, 18])
+    one = CaseMeasures(objects={"crop": Objects(9, 0, 0, 9.0, sizes, sizes > 1)})
+    table = slice_by_size([one], LABELS)
+    assert [(row["low"], row["high"], row["objects"], row["found"]) for row in table] == [
+        (1, 2, 6, pytest.approx(1 / 6)),
+        (3, 18, 3, 1),
+    ]
+    same = CaseMeasures(objects={"crop": Objects(9, 0, 0, 9.0, np.ones(9, int), sizes > 1)})
+    assert [(row["low"], row["high"], row["objects"]) for row in slice_by_size([same], LABELS)] == [(1, 1, 9)]
+
+
 def test_errors_of_all_cases_are_put_together_by_distance() -> None:
     cases = [CaseMeasures(near=np.array([[1, 2], [0, 4], [0, 0], [1, 8], [0, 6]])) for _ in range(2)]
     table = slice_by_distance(cases)

@@ -33,6 +33,9 @@ from segline.metrics.overlap import Overlap
 #: Pixels of a case up to which surfaces and objects are measured, for which the whole mask lies in memory.
 _LARGEST = 2**27
 _SUSPECTS = 8
+#: Groups from which on bounds can be believed, and what is said of fewer.
+_ENOUGH_GROUPS = 15
+_FEW = "Bounds come from few groups, and are rather too narrow than too wide."
 #: Settings that no score depends on, and the checkpoints, which are written by the names of their files.
 _NOT_OF_SCORES = ("checkpoint", "also", "cog", "trust")
 
@@ -216,21 +219,23 @@ def evaluate(
     predictor = Predictor(paths, settings)
     cases, labels = data.cases[split], predictor.labels
     evaluation = Evaluator(predictor, data, options, overlap).measure(split, cases)
+    summed_up = _summarise(evaluation, cases, labels, options)
+    few = [_FEW] if summed_up["groups"] < _ENOUGH_GROUPS else []
     summary = {
         "title": title,
-        "notes": list(notes),
+        "notes": [*notes, *few],
         "split": split,
         "calibrated": settings.calibrated,
         "checkpoints": [str(path) for path in paths],
         "settings": {name: value for name, value in asdict(settings).items() if name not in _NOT_OF_SCORES},
-        **_summarise(evaluation, cases, labels, options),
+        **summed_up,
     }
     output.mkdir(parents=True, exist_ok=True)
     _write_tables(output, evaluation, summary, labels)
     _write_page(output / "report.html", predictor, data, evaluation, summary)
     print("\n" + tables.class_table(evaluation.scores, labels, split))
     print("\n" + tables.further_table(summary))
-    print("\n".join([*notes, f"report: {output / 'report.html'}"]))
+    print("\n".join([*summary["notes"], f"report: {output / 'report.html'}"]))
     return summary
 
 

@@ -46,7 +46,7 @@ def summarise_classes(
         table.append({"class": name, **_of_class(name, rows, scores, groups), **_of_objects(name, measures)})
     mean: dict[str, Any] = {key: _mean([row[key] for row in table]) for key in table[0] if key != "class"}
     mean |= {key: scores.get(key) for key in ("iou", "dice", "precision", "recall", "dice_case")}
-    for key in ("cases", "hd95_lost", "objects"):
+    for key in ("cases", "hd95_lost", "objects", "objects_found", "objects_invented"):
         mean[key] = None
     names = [row["class"] for row in table]
     mean["iou_low"], mean["iou_high"] = _mean_iou_interval(rows, groups, names)
@@ -77,9 +77,12 @@ def _of_class(name: str, rows: Sequence[Row], scores: Mapping[str, float], group
 def _of_objects(name: str, measures: Sequence[CaseMeasures]) -> dict[str, Any]:
     total = _sum_objects([m.objects[name] for m in measures if name in m.objects])
     if total is None:
-        return dict.fromkeys(("objects", "object_precision", "object_recall", "object_f1", "pq"))
+        names = ("objects", "objects_found", "objects_invented", "object_precision", "object_recall", "object_f1", "pq")
+        return dict.fromkeys(names)
     return {
         "objects": total.tp + total.fn,
+        "objects_found": total.tp,
+        "objects_invented": total.fp,
         "object_precision": _finite(total.precision),
         "object_recall": _finite(total.recall),
         "object_f1": _finite(total.f1),
@@ -141,7 +144,7 @@ def slice_by_group(rows: Sequence[Row], labels: Labels) -> list[dict[str, Any]]:
 
 
 def slice_by_size(measures: Sequence[CaseMeasures], labels: Labels) -> list[dict[str, Any]]:
-    """Share of the objects that were found, of each class by thirds of their sizes in pixels."""
+    """Share of the objects that were found, of each class by about thirds of their sizes in pixels: equal ones stay together."""
     table = []
     for k in labels.shown:
         name = labels.names[k]
@@ -149,7 +152,9 @@ def slice_by_size(measures: Sequence[CaseMeasures], labels: Labels) -> list[dict
         if total is None or len(total.sizes) < 2 * _SIZES:
             continue
         order = np.argsort(total.sizes, kind="stable")
-        for part in np.array_split(order, _SIZES):
+        ranked = total.sizes[order]
+        cuts = {int(np.searchsorted(ranked, ranked[k * len(ranked) // _SIZES])) for k in range(1, _SIZES)} - {0}
+        for part in np.split(order, sorted(cuts)):
             sizes, found = total.sizes[part], total.found[part]
             low, high = int(sizes.min()), int(sizes.max())
             table.append({"class": name, "low": low, "high": high, "objects": len(part), "found": float(found.mean())})
