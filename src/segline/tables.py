@@ -63,8 +63,8 @@ def further_table(summary: Mapping[str, Any]) -> str:
         rows.append(
             [
                 row["class"],
-                _bounds(row["iou_low"], row["iou_high"]),
-                _bounds(row["dice_case_low"], row["dice_case_high"]),
+                bounds(row["iou_low"], row["iou_high"]),
+                bounds(row["dice_case_low"], row["dice_case_high"]),
                 (f"{row['hd95']:.2f}" if row["hd95"] is not None else "–") + lost,
                 *(_number(row[key], key) for key in ("surface_dice", "boundary_iou", "object_f1", "pq")),
             ]
@@ -72,7 +72,8 @@ def further_table(summary: Mapping[str, Any]) -> str:
     return _aligned(rows, "plain")
 
 
-def _bounds(low: float, high: float) -> str:
+def bounds(low: float, high: float) -> str:
+    """An interval for people: – where there is none."""
     return "–" if low != low else f"{low:.3f} to {high:.3f}"
 
 

@@ -33,9 +33,8 @@ from segline.metrics.overlap import Overlap
 #: Pixels of a case up to which surfaces and objects are measured, for which the whole mask lies in memory.
 _LARGEST = 2**27
 _SUSPECTS = 8
-#: Groups from which on bounds can be believed, and what is said of fewer.
+#: Groups from which on bounds can be believed.
 _ENOUGH_GROUPS = 15
-_FEW = "Bounds come from few groups, and are rather too narrow than too wide."
 #: Settings that no score depends on, and the checkpoints, which are written by the names of their files.
 _NOT_OF_SCORES = ("checkpoint", "also", "cog", "trust")
 
@@ -220,10 +219,9 @@ def evaluate(
     cases, labels = data.cases[split], predictor.labels
     evaluation = Evaluator(predictor, data, options, overlap).measure(split, cases)
     summed_up = _summarise(evaluation, cases, labels, options)
-    few = [_FEW] if summed_up["groups"] < _ENOUGH_GROUPS else []
     summary = {
         "title": title,
-        "notes": [*notes, *few],
+        "notes": [*notes, *_doubt_bounds(summed_up["groups"])],
         "split": split,
         "calibrated": settings.calibrated,
         "checkpoints": [str(path) for path in paths],
@@ -237,6 +235,14 @@ def evaluate(
     print("\n" + tables.further_table(summary))
     print("\n".join([*summary["notes"], f"report: {output / 'report.html'}"]))
     return summary
+
+
+def _doubt_bounds(groups: int) -> list[str]:
+    """What a reader must know of bounds that come from so many groups."""
+    if groups == 1:
+        return ["All cases are of one group, so that there are no bounds."]
+    few = groups < _ENOUGH_GROUPS
+    return [f"Bounds come from {groups} groups, and are rather too narrow than too wide."] if few else []
 
 
 def _write_tables(output: Path, evaluation: Evaluation, summary: Mapping[str, Any], labels: Labels) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from segline import pictures
 from segline.commit import committed
 from segline.labels import Labels
+from segline.tables import bounds
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 #: Cases in the page's table at most; all of them are in cases.parquet.
@@ -52,7 +53,7 @@ def write(
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters["number"] = _number
+    environment.filters |= {"number": _number, "bounds": bounds}
     template = environment.from_string(_TEMPLATE.read_text())
     text = template.render(
         **summary,
