@@ -22,19 +22,19 @@ SIZES = {2: [(16, 16), (17, 31), (48, 33)], 3: [(16, 16, 16), (5, 32, 18)]}  # 3
 
 
 def make(file: Path, spatial_dims: int = 2, in_channels: int = 3, seed: int = 0, **arguments: Any) -> nn.Module:
-    """The network of a YAML file, as narrow as it can be; the test is skipped where it refuses volumes."""
+    """The network of a YAML file, as narrow as it can be; the test is skipped where it takes images or volumes only."""
     classes = {f"c{k}": k for k in range(NUM_CLASSES)}
     data = {"in_channels": in_channels, "spatial_dims": spatial_dims, "labels": {"classes": classes}}
     config = OmegaConf.create({"data": data, "model": OmegaConf.load(file)})
     if "channels" in config.model:
-        config.model.channels = [4, 6, 8, 10]
+        config.model.channels = [4, 6, 8]
     config.model.update(arguments)
     torch.manual_seed(seed)
     try:
         network = build(config.model)
     except Exception as refusal:
-        if spatial_dims == 3 and "volumes" in str(refusal):
-            pytest.skip("takes images only, and says so")
+        if f"{'volumes' if spatial_dims == 2 else 'images'} only" in str(refusal):
+            pytest.skip("takes no others, and says so")
         raise
     assert isinstance(network, nn.Module)
     return network
@@ -60,9 +60,10 @@ def test_logits_have_the_size_of_the_image_and_depend_on_no_other(file: Path, sp
 
 @every_model
 @pytest.mark.parametrize("in_channels", [1, 2, 4, 13])
-def test_images_have_any_number_of_bands(file: Path, in_channels: int) -> None:
-    network = make(file, in_channels=in_channels).eval()
-    image = images((32, 32), in_channels).requires_grad_()
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_images_have_any_number_of_bands(file: Path, spatial_dims: int, in_channels: int) -> None:
+    network = make(file, spatial_dims, in_channels).eval()
+    image = images((32, 32) if spatial_dims == 2 else (8, 16, 16), in_channels).requires_grad_()
     network(image).square().sum().backward()
     assert image.grad is not None
     assert image.grad.flatten(2).abs().amax(-1).min() > 0  # no band is passed over
@@ -113,5 +114,5 @@ def test_options_are_refused_by_name(file: Path) -> None:
     for option in sorted(options):
         with pytest.raises(Exception, match=f"{option} is 'nonsense'"):
             make(file, **{option: "nonsense"})
-    with pytest.raises(Exception, match=r"2 for images|images only"):
+    with pytest.raises(Exception, match=r"2 for images|images only|volumes only"):
         make(file, spatial_dims=4)
