@@ -9,7 +9,7 @@ from torch import Tensor
 
 from segline.config import CONF_DIR, build
 from segline.labels import IGNORE_INDEX
-from segline.losses import BCELoss, CrossEntropyLoss, DiceCELoss, DiceLoss, FocalLoss, Loss, MSELoss
+from segline.losses import BCELoss, CrossEntropyLoss, DeepSupervision, DiceCELoss, DiceLoss, FocalLoss, Loss, MSELoss
 
 NUM_CLASSES = 3
 
@@ -256,3 +256,37 @@ def test_other_libraries_give_the_same_where_they_have_the_same_loss(size: tuple
     oracle = torch.nn.CrossEntropyLoss(weights, ignore_index=IGNORE_INDEX)(logits, mask)
     torch.testing.assert_close(CrossEntropyLoss(weights.tolist())(logits, mask), oracle)
     torch.testing.assert_close(BCELoss()(regions, sets), torch.nn.BCEWithLogitsLoss()(regions, sets.float()))
+
+
+# Deep supervision
+
+
+@pytest.mark.parametrize("scheme", ["exclusive", "overlapping"])
+@pytest.mark.parametrize("size", [(8, 12), (7, 10), (4, 6, 8)])
+def test_every_output_is_compared_with_the_mask_at_its_size(scheme: str, size: tuple[int, ...]) -> None:
+    logits, mask, weight = sample(scheme, 0, size)
+    outputs = [logits]
+    while len(outputs) < 3:  # halved as networks do it, rounding up
+        outputs.append(torch.randn(2, NUM_CLASSES, *(-(-s // 2) for s in outputs[-1].shape[2:])))
+    loss = DiceCELoss()
+    expected = 0.0
+    for output, share in zip(outputs, (4 / 7, 2 / 7, 1 / 7), strict=True):
+        near_mask, near_weight = mask, weight
+        for axis, (new, old) in enumerate(zip(output.shape[2:], size, strict=True)):
+            place = [int((k + 0.5) * old / new) for k in range(new)]  # the pixel that the centre lies in
+            near_mask = near_mask.index_select(axis - len(size), torch.tensor(place))
+            near_weight = near_weight.index_select(axis - len(size), torch.tensor(place))
+        expected = expected + share * loss(output, near_mask, near_weight)
+    assert (mask == IGNORE_INDEX).any()
+    torch.testing.assert_close(DeepSupervision(loss)(outputs, mask, weight), expected)
+
+
+def test_weights_of_outputs_are_the_networks_or_halve() -> None:
+    logits, mask, _ = sample("exclusive", 0)
+    other, loss = logits + 1.5 * torch.randn_like(logits), CrossEntropyLoss()
+    one, two = loss(logits, mask), loss(other, mask)
+    torch.testing.assert_close(DeepSupervision(loss)([logits, other], mask), 2 / 3 * one + 1 / 3 * two)
+    torch.testing.assert_close(DeepSupervision(loss, [0.5, 0.5])([logits, other], mask), (one + two) / 2)
+    assert torch.equal(DeepSupervision(loss, [0.5, 0.5])(logits, mask), one)
+    with pytest.raises(ValueError, match="zip"):
+        DeepSupervision(loss, [1.0])([logits, other], mask)

@@ -197,6 +197,56 @@ class MSELoss(Loss):
         return _mean((probs - target) ** 2, valid * self.per_class(logits))
 
 
+class DeepSupervision(nn.Module):
+    """A loss on each of a network's outputs, weighed and added; of a single output the loss itself.
+
+        sum_k w_k loss(outputs_k, mask at the size of outputs_k)
+
+    Masks of coarser outputs are those of the pixels nearest to their centres.
+
+    Args:
+        loss: On one output.
+        weights: Of each output, finest first; None: each next one half of the one before, 1 together (nnU-Net's).
+
+    Reference:
+        Lee et al., Deeply-Supervised Nets, AISTATS 2015. https://arxiv.org/abs/1409.5185
+
+    >>> even, right = torch.zeros(1, 2, 4, 4), torch.tensor([9.0, -9.0]).view(1, 2, 1, 1).expand(1, 2, 2, 2)
+    >>> mask = torch.zeros(1, 4, 4, dtype=torch.long)
+    >>> round(DeepSupervision(CrossEntropyLoss())([even, right], mask).item(), 4)  # 2/3 * 0.6931 + 1/3 * 0
+    0.4621
+    """
+
+    def __init__(self, loss: nn.Module, weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        self.loss, self.weights = loss, weights
+
+    def forward(self, outputs: Tensor | Sequence[Tensor], mask: Tensor, weight: Tensor | None = None) -> Tensor:
+        """The loss of a batch; `outputs` are logits `[B, K, *S]`, or several of them, finest first."""
+        if isinstance(outputs, Tensor):
+            loss: Tensor = self.loss(outputs, mask, weight)
+            return loss
+        halves = [0.5**k for k in range(len(outputs))]
+        weights = self.weights or [half / sum(halves) for half in halves]
+        losses = [
+            share
+            * self.loss(
+                logits, _nearest(mask, logits.shape[2:]), None if weight is None else _nearest(weight, logits.shape[2:])
+            )
+            for share, logits in zip(weights, outputs, strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+
+def _nearest(values: Tensor, size: Sequence[int]) -> Tensor:
+    """`[B, *S]` or `[B, K, *S]` at another size, of the nearest pixels."""
+    if values.shape[-len(size) :] == torch.Size(size):
+        return values
+    planes = values.flatten(0, -len(size) - 1)[:, None].float()  # of ids, which float32 holds
+    near = F.interpolate(planes, size=tuple(size), mode="nearest-exact")
+    return near.to(values.dtype).view(*values.shape[: -len(size)], *size)
+
+
 def _one_hot(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Probabilities, 0/1 truth and 0/1 validity, each broadcastable to `[B, K, *S]`."""
     valid = mask != IGNORE_INDEX

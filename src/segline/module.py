@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from segline.labels import Labels
+from segline.losses import DeepSupervision
 from segline.metrics.overlap import Overlap
 from segline.optim import parameter_groups
 from segline.precision import memory_format
@@ -45,7 +46,8 @@ class SegmentationModule(pl.LightningModule):
         channels_last: bool = True,
     ) -> None:
         super().__init__()
-        self.network, self.loss, self.labels, self.cases = network, loss, labels, cases
+        self.network, self.labels, self.cases = network, labels, cases
+        self.loss = DeepSupervision(loss, getattr(network, "output_weights", None))
         self.optimizer = optimizer
         self.group_options: list[dict[str, Any]] = []  # of the optimizer's groups, as configured
         self.scores: dict[str, float] = {}  # by logged name, of the running epoch; nan where nothing counts
@@ -61,8 +63,8 @@ class SegmentationModule(pl.LightningModule):
         """What was measured in the running or the last epoch of a split."""
         return cast(Meters, self._meters[f"in_{split}"])
 
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits `[B, K, *S]` of images `[B, C, *S]`."""
+    def forward(self, image: Tensor) -> Any:
+        """Logits `[B, K, *S]` of images `[B, C, *S]`; in training several, finest first, of a network that gives them."""
         return self.network(image)
 
     # Training
@@ -71,10 +73,11 @@ class SegmentationModule(pl.LightningModule):
         self.scores = {}
 
     def training_step(self, batch: Batch, _: int) -> Tensor:
-        logits = self(batch["image"])
-        loss: Tensor = self.loss(logits, batch["mask"], batch.get("weight"))
+        outputs = self(batch["image"])
+        loss: Tensor = self.loss(outputs, batch["mask"], batch.get("weight"))
         if not torch.isfinite(loss):
             raise ValueError(self._say_not_finite(loss, "train", batch))
+        logits = outputs if isinstance(outputs, Tensor) else outputs[0]
         self.meters("train").update(loss.detach(), logits.detach(), batch)
         self.log("loss", loss.detach(), prog_bar=True)
         return loss

@@ -316,6 +316,11 @@ def test_what_onnx_runtime_cannot_do_is_said(model: Path) -> None:
 ATTENTION = {"_target_": "segline.models.attention_unet.AttentionUNet", "channels": [4, 6, 8, 10]}
 PLAIN = {"_target_": "segline.models.unet.UNet", "channels": [4, 6, 8]}
 SMP = {"_target_": "segline.models.smp.SMP"}
+NESTED = {"_target_": "segline.models.unet_plus_plus.UNetPlusPlus", "channels": [4, 6, 8]}
+VALID = {
+    2: {"_target_": "segline.models.unet_2015.UNet2015", "channels": [4, 6, 8]},
+    3: {"_target_": "segline.models.unet3d.UNet3D", "channels": [4, 6, 8]},
+}
 
 
 @pytest.mark.parametrize(
@@ -331,6 +336,10 @@ SMP = {"_target_": "segline.models.smp.SMP"}
         (3, PLAIN),
         (3, {**PLAIN, "norm": "instance", "upsampling": "linear"}),
         (3, {**ATTENTION, "heads": True, "upsampling": "nearest"}),
+        (2, NESTED),
+        (3, {**NESTED, "depth": 1}),
+        (2, VALID[2]),
+        (3, VALID[3]),
     ],
     ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else f"{value}D",
 )

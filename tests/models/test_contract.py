@@ -74,8 +74,10 @@ def test_images_have_any_number_of_bands(file: Path, spatial_dims: int, in_chann
 def test_gradients_reach_every_weight(file: Path, spatial_dims: int) -> None:
     network = make(file, spatial_dims).train()
     image = images((32, 32) if spatial_dims == 2 else (8, 16, 16))
-    # Two normal draws an output: no symmetry of the loss hides a weight.
-    network(image).mul(torch.randn(2, NUM_CLASSES, *image.shape[2:])).sum().backward()
+    outputs = network(image)
+    # Normal draws: no symmetry of the loss hides a weight.
+    for output in [outputs] if isinstance(outputs, Tensor) else outputs:
+        output.mul(torch.randn_like(output)).sum().backward(retain_graph=True)
     unreached = [
         name for name, p in network.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
     ]
