@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from segline.config import compose
-from segline.explain import nearest
+from segline.explain import Stopped, explained, nearest
 from segline.run import _asked
 
 SRC = Path(__file__).resolve().parents[1] / "src"
@@ -109,6 +109,30 @@ def test_a_run_that_is_refused_leaves_no_folder(tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()  # one that was there before stays
     assert run("trainer=cpu", "trainer.max_time=10", f"hydra.run.dir={tmp_path}/mine").returncode == 1
     assert (tmp_path / "mine").is_dir()
+
+
+def test_all_of_a_chain_of_errors_is_shown_on_request(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        try:
+            raise KeyError("first")
+        except KeyError:
+            raise ValueError("second")  # noqa: B904
+
+    def job() -> None:
+        try:
+            fail()
+        except ValueError as error:
+            raise Stopped from error
+
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    for call in (fail, job):
+        with pytest.raises(SystemExit), explained("train", []):
+            call()
+        said = capsys.readouterr().err
+        assert "KeyError: 'first'" in said
+        assert said.rstrip().endswith("ValueError: second")
 
 
 @pytest.mark.slow

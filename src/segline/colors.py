@@ -6,7 +6,7 @@ import colorsys
 
 # Okabe and Ito's eight colours, made for colour-blind readers, without their black.
 _OKABE_ITO = (0xE69F00, 0x56B4E9, 0x009E73, 0xF0E442, 0x0072B2, 0xD55E00, 0xCC79A7)
-# Each in turn the one that is farthest, in Oklab, from all before it, from black and from white.
+# Each in turn the one that is farthest, in Oklab (Ottosson 2020), from all before it, from black and from white; in steps of 15.
 # fmt: off
 _FARTHEST = (
     0x78003C, 0x004B00, 0x9600FF, 0x3C00A5, 0xFF0FFF, 0x00E100, 0x00FFE1, 0xFFB4FF, 0xB40F96,

@@ -14,7 +14,10 @@ from typing import Any
 
 
 class Stopped(BaseException):
-    """A single job that failed, by its `__cause__`: past Hydra, which would print a line of its own before the error is explained."""
+    """A single job that failed, by its `__cause__`: past Hydra, which would print a line of its own before the error is explained.
+
+    Hydra's own callbacks are not told of the job's end then.
+    """
 
 
 @contextmanager
@@ -27,12 +30,11 @@ def explained(command: str, arguments: Sequence[str]) -> Iterator[None]:
     except (Exception, Stopped) as caught:
         error = caught.__cause__ if isinstance(caught, Stopped) else caught
         assert isinstance(error, Exception)
-        if full:
-            raise error from error.__cause__
-        message = _explain(error, command, arguments)
+        message = None if full else _explain(error, command, arguments)
         if message is None:
             traceback.print_exception(error)
-        print(f"error: {message or error}", file=sys.stderr)
+        if not full:
+            print(f"error: {message or error}", file=sys.stderr)
         sys.exit(1)
     finally:
         os.environ.pop("HYDRA_FULL_ERROR", None)

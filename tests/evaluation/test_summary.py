@@ -100,16 +100,20 @@ def test_objects_are_cut_into_thirds_by_size() -> None:
     assert [row["found"] for row in table] == [0, pytest.approx(2 / 3), 1]
 
 
-def test_objects_of_one_size_lie_in_one_part() -> None:
-    sizes = np.array([3, 1, 1, 2, 1, 1, 1, 3, 18])
-    one = CaseMeasures(objects={"crop": Objects(9, 0, 0, 9.0, sizes, sizes > 1)})
+@pytest.mark.parametrize(
+    ("sizes", "rows"),
+    [
+        ([3, 1, 1, 2, 1, 1, 1, 3, 18], [(1, 1, 5), (2, 2, 1), (3, 18, 3)]),
+        ([*[1] * 67, *range(2, 35)], [(1, 1, 67), (2, 34, 33)]),
+        ([*range(1, 35), *[99] * 66], [(1, 33, 33), (34, 34, 1), (99, 99, 66)]),
+        ([1] * 9, [(1, 1, 9)]),
+    ],
+)
+def test_objects_of_one_size_lie_in_one_part(sizes: list[int], rows: list[tuple[int, int, int]]) -> None:
+    found = np.array(sizes)
+    one = CaseMeasures(objects={"crop": Objects(len(sizes), 0, 0, 1.0, found, found > 1)})
     table = slice_by_size([one], LABELS)
-    assert [(row["low"], row["high"], row["objects"], row["found"]) for row in table] == [
-        (1, 2, 6, pytest.approx(1 / 6)),
-        (3, 18, 3, 1),
-    ]
-    same = CaseMeasures(objects={"crop": Objects(9, 0, 0, 9.0, np.ones(9, int), sizes > 1)})
-    assert [(row["low"], row["high"], row["objects"]) for row in slice_by_size([same], LABELS)] == [(1, 1, 9)]
+    assert [(row["low"], row["high"], row["objects"]) for row in table] == rows
 
 
 def test_errors_of_all_cases_are_put_together_by_distance() -> None:

@@ -25,6 +25,7 @@ from segline.io.source import whole
 from segline.models.attention_unet import AttentionUNet
 from segline.models.smp import SMP
 from segline.models.unet import UNet
+from segline.models.unet_2015 import UNet2015
 from segline.tiling import tiles
 
 RNG = np.random.default_rng(0)
@@ -193,6 +194,15 @@ def test_what_earlier_calls_left_beside_new_masks_is_named(
     assert "warning" not in capsys.readouterr().err
 
 
+def test_a_mask_whose_name_is_that_of_an_extra_is_no_stray(
+    tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pictures(tmp_path / "in", "a.png", "a_overlay.png")
+    for blend in ("cores", "linear"):
+        predict_files(checkpoint, str(tmp_path / "in"), str(tmp_path / "out"), blend=blend)
+    assert "warning" not in capsys.readouterr().err
+
+
 def test_a_full_disk_ends_it_and_leaves_nothing_half_written(
     tmp_path: Path, checkpoint: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -233,6 +243,15 @@ def test_exact_tiles_give_what_the_whole_image_would(make: type[torch.nn.Module]
     assert difference(replace(tiling, margin=less)) > 1e-4  # the measured field is not too large
     assert difference(replace(tiling, window=[w + 1 for w in tiling.window])) > 1e-4  # off the network's grid
     assert difference(replace(tiling, multiple=None)) > 1e-4  # the last tiles padded otherwise than the whole image
+
+
+def test_a_network_that_mirrors_its_borders_has_no_exact_tiles() -> None:
+    """Tiles at the far ends are filled up with zeros, and mirrored borders would show those instead of the image."""
+    torch.manual_seed(0)
+    network = UNet2015(2, 3, channels=[4, 6, 8]).eval()
+    call = on_arrays(network, torch.device("cpu"), "32-true")
+    with pytest.raises(ValueError, match="does otherwise at their far ends, as by mirroring; set blend=gaussian"):
+        choose_tiling(Ensemble([Member(make_card(2, window=[16, 16]), call, network.stride)]), "exact", None, None)
 
 
 @pytest.mark.slow
@@ -299,13 +318,14 @@ def test_an_output_that_cannot_be_a_folder_is_refused(tmp_path: Path, checkpoint
 
 def test_what_is_refused_leaves_no_folder(tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]) -> None:
     pictures(tmp_path / "in", "a.png")
-    folders = (str(tmp_path / "in"), str(tmp_path / "out"))
-    with pytest.raises(ValueError, match="cog=true is how rasters are written"):
+    folders = (str(tmp_path / "in"), str(tmp_path / "out" / "masks"))
+    with pytest.raises(ValueError, match="cog=true is how TIFFs are written"):
         predict_files(checkpoint, *folders, cog=True)
     with pytest.raises(ValueError, match="disagreement is that of several"):
         predict_files(checkpoint, *folders, also=["disagreement"])
     assert not (tmp_path / "out").exists()
     assert "masks in" not in capsys.readouterr().out
+    predict_files(checkpoint, *folders, also=["probs"], cog=True)  # of photographs measures are TIFFs
 
 
 @pytest.mark.parametrize(

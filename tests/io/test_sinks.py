@@ -322,6 +322,8 @@ def test_the_memory_does_not_grow_with_the_mask(tmp_path: Path, flushes: str) ->
 def test_a_window_of_a_wide_mask_takes_little_memory(tmp_path: Path) -> None:
     """The system maps pages around those that are touched: of a wide raster's rows all of them."""
     shape = (1_000, 100_000)
+    if peak_of(lambda: np.ones(50_000_000, np.uint8)) < 40e6:
+        pytest.skip("the system does not let a call's peak be measured")
     with Sink(tmp_path / "a.tif", shape, Layer.mask(LABELS), lambda planes, path: path.touch()) as sink:
         for row in range(0, shape[0], 100):
             sink.write((slice(row, row + 100), slice(0, shape[1])), np.full((100, shape[1]), row // 100, np.uint8))

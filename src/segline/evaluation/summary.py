@@ -152,13 +152,21 @@ def slice_by_size(measures: Sequence[CaseMeasures], labels: Labels) -> list[dict
         if total is None or len(total.sizes) < 2 * _SIZES:
             continue
         order = np.argsort(total.sizes, kind="stable")
-        ranked = total.sizes[order]
-        cuts = {int(np.searchsorted(ranked, ranked[k * len(ranked) // _SIZES])) for k in range(1, _SIZES)} - {0}
-        for part in np.split(order, sorted(cuts)):
+        for part in np.split(order, _cuts(total.sizes[order])):
             sizes, found = total.sizes[part], total.found[part]
             low, high = int(sizes.min()), int(sizes.max())
             table.append({"class": name, "low": low, "high": high, "objects": len(part), "found": float(found.mean())})
     return table
+
+
+def _cuts(ranked: NDArray[Any]) -> list[int]:
+    """Where sorted sizes are cut: at thirds, each moved to the nearer end of the run of equal sizes that it lies in."""
+    cuts = set()
+    for third in range(1, _SIZES):
+        cut = third * len(ranked) // _SIZES
+        ends = [int(np.searchsorted(ranked, ranked[cut], side)) for side in ("left", "right")]
+        cuts.add(min(ends, key=lambda end: abs(end - cut)))
+    return sorted(cuts - {0, len(ranked)})
 
 
 def slice_by_distance(measures: Sequence[CaseMeasures]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,7 +21,6 @@ from segline.inference.members import ONNX
 from segline.inference.network import load_network
 from segline.inference.onnx import CARD, WEIGHTS, digest, read, start
 from segline.inference.predictor import calibration_path, read_calibration
-from segline.inference.predictor import digest as file_digest
 from segline.inference.tiled import Network
 
 #: What protobuf, and so one ONNX file, can hold.
@@ -53,13 +53,13 @@ def export_network(checkpoint: str, output: str, *, trust: Sequence[str] = (), t
         written, read_back = read(file)
         call, _ = start(target, read_back, written, "cpu")
         _check(network, call, card, tolerance)
-    fitted = _take_calibration(locate(checkpoint), target)
+        fitted = _take_calibration(locate(checkpoint), target, content)
     print(f"{target} ({len(content) / 1e6:.1f} MB), and its card {target.stem}.json{fitted}; run it by")
     print(f"  python src/predict.py checkpoint={target} input=FILES output=FOLDER")
     return target
 
 
-def _take_calibration(checkpoint: Path, target: Path) -> str:
+def _take_calibration(checkpoint: Path, target: Path, content: bytes) -> str:
     """Leave what was fitted to the checkpoint's probabilities beside the ONNX file, whose probabilities are the same; words for it."""
     if not calibration_path(checkpoint).exists():
         return ""
@@ -67,7 +67,7 @@ def _take_calibration(checkpoint: Path, target: Path) -> str:
         calibration = read_calibration(checkpoint)
     except ValueError as error:
         return f", without calibration: {error}"
-    replace(calibration, checkpoint=file_digest(target)).save(calibration_path(target))
+    replace(calibration, checkpoint=hashlib.sha256(content).hexdigest()).save(calibration_path(target))
     return f" and calibration {calibration_path(target).name}"
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from segline.inference.blend import PROFILES
 from segline.inference.ensemble import Ensemble
@@ -114,6 +115,11 @@ def _exact(network: Ensemble, window: Sequence[int] | None, overlap: float | Non
         raise ValueError("blend=exact needs a network that says its total stride by `stride`; set blend=gaussian")
     if overlap is not None:
         raise ValueError("blend=exact measures what tiles must overlap; leave overlap out, or set blend=gaussian")
+    if not _fills_with_zeros(network, len(trained), stride):
+        raise ValueError(
+            f"blend=exact needs a network that fills images up with zeros to multiples of its stride, {stride}, and this one does "
+            "otherwise at their far ends, as by mirroring; set blend=gaussian"
+        )
     margin = measure_margin(network, network.num_bands, len(trained), stride)
     if window is None:
         size = [-(-w // stride) * stride + 2 * m for w, m in zip(trained, margin, strict=True)]
@@ -124,3 +130,12 @@ def _exact(network: Ensemble, window: Sequence[int] | None, overlap: float | Non
             f"set window={[2 * m + stride for m in margin]} or larger"
         )
     return Tiling(list(window), margin, multiple=stride)
+
+
+def _fills_with_zeros(network: Ensemble, spatial_dims: int, stride: int) -> bool:
+    """Whether an image gives the same when it is filled up by hand, as tiles at the far ends are."""
+    shape = (1, network.num_bands, *[2 * stride + 1] * spatial_dims)
+    images: NDArray[np.float32] = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    pads = [(0, 0), (0, 0), *[(0, stride - 1)] * spatial_dims]
+    inside = (slice(None), slice(None), *[slice(0, 2 * stride + 1)] * spatial_dims)
+    return np.allclose(network(np.pad(images, pads))[inside], network(images), rtol=0, atol=1e-4)

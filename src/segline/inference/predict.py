@@ -51,9 +51,10 @@ def predict_files(input: str, output: str, settings: Settings, processes: int = 
     labels = Labels(**read_card(paths[0]).labels)
     folder = Path(output)
     jobs = plan_outputs(find_inputs(input), folder, settings.also, overlapping_classes(labels))
-    if settings.cog and not any(made["mask"].suffix.lower() in RASTER_SUFFIXES for made in jobs.values()):
-        raise ValueError(f"cog=true is how rasters are written, and input={input} holds none; leave it out")
-    with _made(folder, jobs):
+    planned = {path for made in jobs.values() for path in made.values()}
+    if settings.cog and not any(path.suffix.lower() in RASTER_SUFFIXES for path in planned):
+        raise ValueError(f"cog=true is how TIFFs are written, and of input={input} none is made; leave it out")
+    with _output_folder(folder, jobs):
         journal = Journal(folder, journal_settings(settings, paths))
         left = {file: made for file, made in jobs.items() if not journal.done(file, list(made.values()))}
         if len(left) < len(jobs):
@@ -62,7 +63,7 @@ def predict_files(input: str, output: str, settings: Settings, processes: int = 
                 f"{known} of {count_of(len(jobs), 'file')} done already, by the same checkpoint and settings",
                 flush=True,
             )
-        _warn_of_strays(left)
+        _warn_of_strays(left, planned)
         codes: list[int] = []
         if processes > 1 and len(left) > 1:
             asked = {"input": input, "output": output, "settings": asdict(settings), "since": journal.since}
@@ -73,9 +74,9 @@ def predict_files(input: str, output: str, settings: Settings, processes: int = 
 
 
 @contextmanager
-def _made(folder: Path, jobs: Jobs) -> Iterator[None]:
+def _output_folder(folder: Path, jobs: Jobs) -> Iterator[None]:
     """The folder of the masks, without what kills have left in it and in those below it; nothing stays of one that was refused."""
-    is_new = not folder.exists()
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -86,20 +87,20 @@ def _made(folder: Path, jobs: Jobs) -> Iterator[None]:
     try:
         yield
     except ValueError:
-        if is_new:
+        for place in new:
             with suppress(OSError):  # it holds something
-                folder.rmdir()
+                place.rmdir()
         raise
 
 
-def _warn_of_strays(left: Jobs) -> None:
-    """Say which extras of earlier calls are going to lie beside masks that they don't belong to."""
+def _warn_of_strays(left: Jobs, planned: set[Path]) -> None:
+    """Say which extras of earlier calls, by no file's plan, are going to lie beside masks that they don't belong to."""
     beside = {file: made["mask"].with_name(file.name) for file, made in left.items()}
     strays = [
         path
         for file, made in left.items()
         for name in EXTRAS
-        if name not in made and (path := extra_path(beside[file], name)).exists()
+        if name not in made and (path := extra_path(beside[file], name)) not in planned and path.exists()
     ]
     if strays:
         which = f"{strays[0]}{f' and {len(strays) - 1} more' if strays[1:] else ''}"

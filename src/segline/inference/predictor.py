@@ -182,10 +182,9 @@ def read_calibration(checkpoint: Path) -> Calibration:
     """
     path = calibration_path(checkpoint)
     if not path.exists():
-        export = ", then src/export.py, which takes it along" if checkpoint.suffix == ONNX else ""
-        which = "CHECKPOINT" if export else checkpoint
+        or_export = ", or fits the checkpoint, whose fit src/export.py takes along" if checkpoint.suffix == ONNX else ""
         raise ValueError(
-            f"calibrated=true needs {path}; run src/eval.py checkpoint={which} calibrate=true, which fits and leaves it{export}"
+            f"calibrated=true needs {path}; run src/eval.py checkpoint={checkpoint} calibrate=true, which fits and leaves it{or_export}"
         )
     calibration = Calibration.load(path)
     if calibration.checkpoint != digest(checkpoint):

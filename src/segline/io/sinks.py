@@ -27,7 +27,7 @@ from segline.machine import let_go
 
 #: Edge of the blocks that a TIFF is written in.
 _BLOCK = 256
-#: Bytes that are written before their pages are let go.
+#: Bytes that are written or read before their pages are let go.
 _HELD = 2**24
 
 
@@ -139,8 +139,9 @@ class Sink:
 def _taken(planes: np.memmap[Any, Any], window: Window) -> NDArray[Any]:
     """A window of planes mapped from a file, in memory, and little more of them than that."""
     taken = np.empty((len(planes), *(w.stop - w.start for w in window)), planes.dtype)
-    # To touch a few values of a row maps the whole row: of a wide raster that is much more than the window.
-    rows = max(_HELD // (planes[:, 0].nbytes), 1)
+    # The system maps 64 KiB around what is touched: of a wide raster's rows that may be much more than the window.
+    row = min(planes[0, 0].nbytes, taken[0, 0].nbytes + 2**16)
+    rows = max(_HELD // (len(planes) * row), 1)
     for start in range(0, taken.shape[1], rows):
         piece = taken[:, start : start + rows]
         first = window[0].start + start

@@ -18,14 +18,14 @@ class UNet3D(ValidUNet):
         channels: Width of each level, from the volume's resolution down; the first convolution of a level has half of it.
 
     Shape:
-        `[B, in_channels, D, H, W]` -> `[B, num_classes, D, H, W]`, any size: mirrored around its borders, and so seen with 44 voxels
-        of context on each side.
+        `[B, in_channels, D, H, W]` -> `[B, num_classes, D, H, W]`, any size: what goes in is mirrored by 44 voxels on each side,
+        be it a volume or a window of one. Small windows cost the most: of 32 x 32 x 32 voxels 124 x 124 x 124 are computed.
 
     Raises:
         ValueError: Images, or no level.
 
     Reference:
-        Çiçek et al., 3D U-Net, MICCAI 2016. https://arxiv.org/abs/1606.06650
+        Çiçek et al., 3D U-Net, MICCAI 2016. https://arxiv.org/abs/1606.06650. It names no initialisation; this one is He's.
     """
 
     def __init__(
@@ -38,8 +38,10 @@ class UNet3D(ValidUNet):
     ) -> None:
         if spatial_dims != 3:
             raise ValueError("the 3D U-Net takes volumes only; for images set model=unet_2015 or model=unet")
-        if not channels:
-            raise ValueError("channels is empty; expected the width of each level, such as [64, 128, 256, 512]")
+        if not channels or min(channels) < 2:
+            raise ValueError(
+                f"channels is {list(channels)}; expected the width of each level, such as [64, 128, 256, 512]"
+            )
 
         def block(*widths: int) -> nn.Sequential:
             layers: list[nn.Module] = []

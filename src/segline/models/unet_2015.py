@@ -20,8 +20,8 @@ class UNet2015(ValidUNet):
             the place and not the share; it is that of the authors' Caffe model.
 
     Shape:
-        `[B, in_channels, H, W]` -> `[B, num_classes, H, W]`, any size: mirrored around its borders, and so seen with 92 pixels of
-        context on each side.
+        `[B, in_channels, H, W]` -> `[B, num_classes, H, W]`, any size: what goes in is mirrored by 92 pixels on each side, be it
+        an image or a window of one. Small windows cost the most: of 128 x 128 pixels 316 x 316 are computed.
 
     Raises:
         ValueError: Volumes, or no level.

@@ -14,8 +14,8 @@ from segline.models.blocks import crop
 class ValidUNet(nn.Module):
     """Encoder and decoder of valid 3 x 3 (x 3) convolutions, two a level, with skips cropped to what is left of them.
 
-    An image is mirrored as far as the network sees beyond it, and on to a size that it takes (the overlap-tile strategy): any size
-    goes in, and every pixel of it comes out.
+    What goes in is mirrored as far as the network sees beyond it, and on to a size that it takes: any size goes in, and every pixel
+    of it comes out. `valid` is the network without that, for windows that are cut with their surroundings (the overlap-tile strategy).
 
     Args:
         down: Two convolutions for each level of the encoder, finest first.
@@ -60,7 +60,7 @@ class ValidUNet(nn.Module):
         skips.pop()
         for up, merge, skip in zip(reversed(self.up), reversed(self.merge), reversed(skips), strict=True):
             features = up(features)
-            features = merge(torch.cat([_inside(skip, features.shape[2:]), features], dim=1))
+            features = merge(torch.cat([center_crop(skip, features.shape[2:]), features], dim=1))
         logits: Tensor = self.head(features)
         return logits
 
@@ -83,7 +83,7 @@ def mirror(image: Tensor, before: int, after: Sequence[int]) -> Tensor:
     return image
 
 
-def _inside(features: Tensor, size: Sequence[int]) -> Tensor:
+def center_crop(features: Tensor, size: Sequence[int]) -> Tensor:
     """The middle of `[B, C, *S]`."""
     starts = [(have - want) // 2 for have, want in zip(features.shape[2:], size, strict=True)]
     window: list[Any] = [slice(start, start + want) for start, want in zip(starts, size, strict=True)]
