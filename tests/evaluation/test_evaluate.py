@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import make_card, make_network, predict_files, save
 
 from segline.config import compose, own_data
-from segline.evaluation.evaluate import Options, _doubt_bounds
+from segline.evaluation.evaluate import Options
 from segline.evaluation.measure import Scale
 from segline.inference.predictor import Settings, calibration_path, digest
 from segline.io.open import open_image
@@ -236,12 +236,18 @@ def test_evaluations_that_differ_lie_in_folders_that_do(
     assert called[-1][6] == "run + run/last.ckpt on folder, all, tta-flips"
 
 
-def test_a_summary_says_what_was_asked_and_a_tolerance_of_nothing_is_said(tmp_path: Path, checkpoint: str) -> None:
+def test_a_summary_says_what_was_asked_and_a_tolerance_of_nothing_is_said(
+    tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     summary = score(config(tmp_path, checkpoint, "tolerance=0"), "folder", Settings(checkpoint, tta=("flips",)))
     written = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert written["checkpoints"] == [checkpoint]
     assert (written["settings"]["tta"], written["settings"]["blend"]) == (["flips"], "cores")
-    assert "within 0 px of each other" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "within 0 px of each other" in page
+    (doubt,) = [note for note in written["notes"] if note.startswith("Bounds come from")]
+    assert doubt in page
+    assert doubt in capsys.readouterr().out
     assert "Surface Dice (0 px)" in further_table(summary)
 
 
@@ -346,15 +352,6 @@ def test_of_a_case_too_large_for_the_memory_all_that_adds_up_is_measured(
         }
         assert other["hd95"] is other["object_f1"] is None
     assert "too large to be measured as a whole: a, " in (tmp_path / "out" / "report.html").read_text()
-
-
-@pytest.mark.parametrize(
-    ("groups", "said"), [(1, "no bounds"), (2, "from 2 groups"), (14, "from 14 groups"), (15, None)]
-)
-def test_a_reader_is_told_of_bounds_from_few_groups(groups: int, said: str | None) -> None:
-    notes = _doubt_bounds(groups)
-    assert [said in note for note in notes if said] == [True] * (said is not None)
-    assert bool(notes) == (said is not None)
 
 
 def test_masks_of_an_older_calibration_are_not_taken_for_new_ones(tmp_path: Path, checkpoint: str) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from segline.evaluation.measure import CaseMeasures
-from segline.evaluation.summary import slice_by_distance, slice_by_group, slice_by_size, summarise_classes
+from segline.evaluation.summary import doubt_bounds, slice_by_distance, slice_by_group, slice_by_size, summarise_classes
 from segline.labels import Labels
 from segline.metrics.objects import Objects
 from segline.metrics.overlap import Overlap
@@ -122,3 +122,12 @@ def test_errors_of_all_cases_are_put_together_by_distance() -> None:
     assert [(row["low"], row["high"]) for row in table] == [(1, 1), (2, 2), (3, 4), (5, 8), (9, None)]
     assert [row["error"] for row in table] == [0.5, 0, None, 0.125, 0]
     assert [row["pixels"] for row in table] == [4, 8, 0, 16, 12]
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"), [(1, "no bounds"), (2, "from 2 groups"), (14, "from 14 groups"), (15, None)]
+)
+def test_a_reader_is_told_of_bounds_from_few_groups(groups: int, said: str | None) -> None:
+    notes = doubt_bounds(groups)
+    assert [said in note for note in notes if said] == [True] * (said is not None)
+    assert bool(notes) == (said is not None)

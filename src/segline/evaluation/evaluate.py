@@ -18,7 +18,7 @@ from segline.data.cases import Case
 from segline.data.datamodule import SegmentationDataModule
 from segline.evaluation import page
 from segline.evaluation.measure import CaseMeasures, Scale, measure_case, sizes_of
-from segline.evaluation.summary import slice_by_distance, slice_by_group, slice_by_size, summarise_classes
+from segline.evaluation.summary import doubt_bounds, slice_by_distance, slice_by_group, slice_by_size, summarise_classes
 from segline.evaluation.suspects import Suspect, find_suspects, sure_and_wrong
 from segline.examples import examples, show_place
 from segline.inference.members import locate_all
@@ -33,8 +33,6 @@ from segline.metrics.overlap import Overlap
 #: Pixels of a case up to which surfaces and objects are measured, for which the whole mask lies in memory.
 _LARGEST = 2**27
 _SUSPECTS = 8
-#: Groups from which on bounds can be believed.
-_ENOUGH_GROUPS = 15
 #: Settings that no score depends on, and the checkpoints, which are written by the names of their files.
 _NOT_OF_SCORES = ("checkpoint", "also", "cog", "trust")
 
@@ -221,7 +219,7 @@ def evaluate(
     summed_up = _summarise(evaluation, cases, labels, options)
     summary = {
         "title": title,
-        "notes": [*notes, *_doubt_bounds(summed_up["groups"])],
+        "notes": [*notes, *doubt_bounds(summed_up["groups"])],
         "split": split,
         "calibrated": settings.calibrated,
         "checkpoints": [str(path) for path in paths],
@@ -235,14 +233,6 @@ def evaluate(
     print("\n" + tables.further_table(summary))
     print("\n".join([*summary["notes"], f"report: {output / 'report.html'}"]))
     return summary
-
-
-def _doubt_bounds(groups: int) -> list[str]:
-    """What a reader must know of bounds that come from so many groups."""
-    if groups == 1:
-        return ["All cases are of one group, so that there are no bounds."]
-    few = groups < _ENOUGH_GROUPS
-    return [f"Bounds come from {groups} groups, and are rather too narrow than too wide."] if few else []
 
 
 def _write_tables(output: Path, evaluation: Evaluation, summary: Mapping[str, Any], labels: Labels) -> None:

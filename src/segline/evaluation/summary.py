@@ -17,6 +17,8 @@ from segline.metrics.objects import Objects
 Row = Mapping[str, Any]
 #: Parts of the objects by size: the smallest third, the middle one, the largest.
 _SIZES = 3
+#: Groups from which on bounds can be believed.
+_ENOUGH_GROUPS = 15
 
 
 def summarise_classes(
@@ -121,6 +123,14 @@ def _mean_dice_interval(
             return np.asarray(np.nanmean(sums[..., 0] / sums[..., 1], -1))
 
     return interval_of(mean_dice, totals, groups)
+
+
+def doubt_bounds(groups: int) -> list[str]:
+    """What a reader must know of bounds that come from so many groups."""
+    if groups == 1:
+        return ["All cases are of one group, so that there are no bounds."]
+    few = groups < _ENOUGH_GROUPS
+    return [f"Bounds come from {groups} groups, and are rather too narrow than too wide."] if few else []
 
 
 def slice_by_group(rows: Sequence[Row], labels: Labels) -> list[dict[str, Any]]:
