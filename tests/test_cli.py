@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+import segline.run
+from segline.cli import main
 from segline.config import compose
 from segline.explain import Stopped, explained, nearest
 from segline.run import _asked
@@ -133,6 +135,16 @@ def test_all_of_a_chain_of_errors_is_shown_on_request(
         said = capsys.readouterr().err
         assert "KeyError: 'first'" in said
         assert said.rstrip().endswith("ValueError: second")
+
+
+def test_processes_that_a_launcher_starts_find_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def job() -> None:
+        subprocess.run([sys.executable, "-c", "import segline"], check=True, cwd=tmp_path)
+
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(sys, "argv", ["predict.py"])
+    monkeypatch.setattr(segline.run, "predict", job)
+    main("predict")
 
 
 @pytest.mark.slow
