@@ -138,13 +138,20 @@ def test_all_of_a_chain_of_errors_is_shown_on_request(
 
 
 def test_processes_that_a_launcher_starts_find_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def job() -> None:
-        subprocess.run([sys.executable, "-c", "import segline"], check=True, cwd=tmp_path)
+    found: list[str] = []
 
-    monkeypatch.setenv("PYTHONPATH", "")
+    def job() -> None:
+        command = [sys.executable, "-c", "import segline; print(segline.__file__)"]
+        found.append(subprocess.run(command, capture_output=True, text=True, cwd=tmp_path).stdout.strip())
+
+    monkeypatch.setenv("PYTHONPATH", "elsewhere")
     monkeypatch.setattr(sys, "argv", ["predict.py"])
     monkeypatch.setattr(segline.run, "predict", job)
     main("predict")
+    assert found == [segline.__file__]
+    assert os.environ["PYTHONPATH"] == os.pathsep.join([str(SRC), "elsewhere"])
+    main("predict")  # as a job of a launcher's
+    assert os.environ["PYTHONPATH"] == os.pathsep.join([str(SRC), "elsewhere"])
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ LAYERS = (
         "precision",
         "machine",
     },
-    {"labels", "colors", "raw_values", "commit", "words"},
+    {"labels", "colors", "raw_values", "commit", "words", "processes"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

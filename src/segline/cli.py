@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from segline.explain import explained
+from segline.processes import search_path
 
 #: What a user types -> the function of `segline.run`.
 _COMMANDS = {"train": "train", "predict": "predict", "eval": "evaluate", "export": "export"}
@@ -28,9 +29,7 @@ def main(command: str | None = None) -> None:
             print(f"usage: segline {{{','.join(_COMMANDS)}}} [--help] [overrides]", file=sys.stderr)
             sys.exit(0 if arguments in (["--help"], ["-h"]) else 2)
         command, arguments = arguments[0], arguments[1:]
-    # Processes that a launcher of Hydra's starts import the package by themselves.
-    search = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, search))
+    os.environ["PYTHONPATH"] = search_path()  # for all that this process starts, Hydra's launchers too
     with explained(command, arguments):
         sweep = bool({"-m", "--multirun"} & set(arguments))
         sys.argv[1:] = [quoted(argument, sweep) for argument in going_on(arguments)]

@@ -228,13 +228,10 @@ class DeepSupervision(nn.Module):
             return loss
         halves = [0.5**k for k in range(len(outputs))]
         weights = self.weights or [half / sum(halves) for half in halves]
-        losses = [
-            share
-            * self.loss(
-                logits, _nearest(mask, logits.shape[2:]), None if weight is None else _nearest(weight, logits.shape[2:])
-            )
-            for share, logits in zip(weights, outputs, strict=True)
-        ]
+        losses = []
+        for share, logits in zip(weights, outputs, strict=True):
+            truth, pixels = (None if v is None else _nearest(v, logits.shape[2:]) for v in (mask, weight))
+            losses.append(share * self.loss(logits, truth, pixels))
         return torch.stack(losses).sum()
 
 

@@ -113,10 +113,8 @@ def _start(path: Path, processes: int) -> None:
         "-m",
         "segline.job",
     ]
-    search = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     own = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_MOST_SECONDS_TO_SAVE)}
-    environment = {**own, **os.environ, "PYTHONPATH": search}
-    launcher = subprocess.Popen([*command, str(path)], env=environment)
+    launcher = subprocess.Popen([*command, str(path)], env={**own, **os.environ})
     # SIGTERM goes on to the processes, which save first; a terminal's Ctrl-C has reached them already.
     handlers = {
         signal.SIGTERM: signal.signal(signal.SIGTERM, lambda signum, _: launcher.send_signal(signum)),

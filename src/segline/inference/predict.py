@@ -25,6 +25,7 @@ from segline.inference.worker import REFUSED, Worker
 from segline.io.raster import SUFFIXES as RASTER_SUFFIXES
 from segline.labels import Labels
 from segline.machine import num_cores
+from segline.processes import search_path
 from segline.words import count_of
 
 
@@ -109,12 +110,11 @@ def _warn_of_strays(left: Jobs, planned: set[Path]) -> None:
 
 def _share(request: str, processes: int, left: Jobs, journal: Journal) -> list[int]:
     """Let processes of their own do what is left, each the next file that no other one holds; how each of them ended."""
-    search = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
     environment = {
         "LOCAL_WORLD_SIZE": str(processes),
         "OMP_NUM_THREADS": str(max(1, num_cores() // processes)),
         **os.environ,
-        "PYTHONPATH": search,
+        "PYTHONPATH": search_path(),
     }
     command = [sys.executable, "-m", "segline.inference.worker", request]
     workers = [subprocess.Popen(command, env={**environment, "LOCAL_RANK": str(rank)}) for rank in range(processes)]

@@ -13,13 +13,14 @@ from segline.models.blocks import (
     CONV,
     LINEAR_MODE,
     MAX_POOL,
-    ConvBlock,
     Up,
     activation_layer,
+    check_channels,
     check_spatial_dims,
     conv_norm,
     crop,
     initialize,
+    level_block,
     pad_to_multiple,
 )
 
@@ -98,15 +99,10 @@ class AttentionUNet(nn.Module):
     ) -> None:
         super().__init__()
         check_spatial_dims(spatial_dims)
-        if not channels:
-            raise ValueError("channels is empty; expected the width of each level, such as [32, 64, 128, 256]")
+        check_channels(channels)
         self.stride, self.mode = 2 ** (len(channels) - 1), LINEAR_MODE[spatial_dims]
         self.pool = MAX_POOL[spatial_dims](2)
-
-        def block(inside: int, level: int) -> ConvBlock:
-            deep = level >= len(channels) - 2
-            return ConvBlock(spatial_dims, inside, channels[level], norm, activation, dropout if deep else 0.0)
-
+        block = level_block(spatial_dims, channels, norm, activation, dropout)
         levels = range(len(channels))
         gated = list(levels[1:-1])[-num_gates:] if num_gates else []
         self.down = nn.ModuleList(block(in_channels if level == 0 else channels[level - 1], level) for level in levels)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -106,6 +106,26 @@ def check_spatial_dims(spatial_dims: int) -> None:
     """Refuse anything but 2 and 3."""
     if spatial_dims not in CONV:
         raise ValueError(f"spatial_dims is {spatial_dims}; expected 2 for images or 3 for volumes")
+
+
+def check_channels(channels: Sequence[int], least: int = 1) -> None:
+    """Refuse networks without a level, or with one that is narrower than it can be."""
+    if not channels or min(channels) < least:
+        raise ValueError(
+            f"channels is {list(channels) or 'empty'}; expected the width of each level, {least} or more, such as [32, 64, 128, 256]"
+        )
+
+
+def level_block(
+    spatial_dims: int, channels: Sequence[int], norm: str, activation: str, dropout: float
+) -> Callable[[int, int], ConvBlock]:
+    """Makes the block of a level from its number of input channels and its index; dropout stands in the two coarsest."""
+
+    def block(in_channels: int, level: int) -> ConvBlock:
+        deep = level >= len(channels) - 2
+        return ConvBlock(spatial_dims, in_channels, channels[level], norm, activation, dropout if deep else 0.0)
+
+    return block
 
 
 def initialize(network: nn.Module) -> None:

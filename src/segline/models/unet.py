@@ -7,7 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from segline.models.blocks import CONV, MAX_POOL, ConvBlock, Up, check_spatial_dims, crop, initialize, pad_to_multiple
+from segline.models.blocks import (
+    CONV,
+    MAX_POOL,
+    Up,
+    check_channels,
+    check_spatial_dims,
+    crop,
+    initialize,
+    level_block,
+    pad_to_multiple,
+)
 
 
 class UNet(nn.Module):
@@ -45,15 +55,10 @@ class UNet(nn.Module):
     ) -> None:
         super().__init__()
         check_spatial_dims(spatial_dims)
-        if not channels:
-            raise ValueError("channels is empty; expected the width of each level, such as [32, 64, 128, 256]")
+        check_channels(channels)
         self.stride = 2 ** (len(channels) - 1)
         self.pool = MAX_POOL[spatial_dims](2)
-
-        def block(inside: int, level: int) -> ConvBlock:
-            deep = level >= len(channels) - 2
-            return ConvBlock(spatial_dims, inside, channels[level], norm, activation, dropout if deep else 0.0)
-
+        block = level_block(spatial_dims, channels, norm, activation, dropout)
         levels = range(len(channels))
         self.down = nn.ModuleList(block(in_channels if level == 0 else channels[level - 1], level) for level in levels)
         ups = [Up(spatial_dims, channels[level + 1], channels[level], upsampling) for level in levels[:-1]]

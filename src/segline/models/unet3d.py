@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from segline.models.blocks import initialize
+from segline.models.blocks import check_channels, initialize
 from segline.models.valid import ValidUNet
 
 
@@ -38,10 +38,7 @@ class UNet3D(ValidUNet):
     ) -> None:
         if spatial_dims != 3:
             raise ValueError("the 3D U-Net takes volumes only; for images set model=unet_2015 or model=unet")
-        if not channels or min(channels) < 2:
-            raise ValueError(
-                f"channels is {list(channels)}; expected the width of each level, such as [64, 128, 256, 512]"
-            )
+        check_channels(channels, least=2)
 
         def block(*widths: int) -> nn.Sequential:
             layers: list[nn.Module] = []

@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from torch import nn
 
+from segline.models.blocks import check_channels
 from segline.models.valid import ValidUNet
 
 
@@ -41,8 +42,7 @@ class UNet2015(ValidUNet):
     ) -> None:
         if spatial_dims != 2:
             raise ValueError("the U-Net of 2015 takes images only; for volumes set model=unet3d")
-        if not channels:
-            raise ValueError("channels is empty; expected the width of each level, such as [64, 128, 256, 512, 1024]")
+        check_channels(channels)
 
         def block(inside: int, outside: int) -> nn.Sequential:
             convs = nn.Conv2d(inside, outside, 3), nn.Conv2d(outside, outside, 3)

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from segline.models.blocks import CONV, MAX_POOL, ConvBlock, Up, check_spatial_dims, crop, initialize, pad_to_multiple
+from segline.models.blocks import (
+    CONV,
+    MAX_POOL,
+    Up,
+    check_channels,
+    check_spatial_dims,
+    crop,
+    initialize,
+    level_block,
+    pad_to_multiple,
+)
 
 
 class UNetPlusPlus(nn.Module):
@@ -55,19 +65,14 @@ class UNetPlusPlus(nn.Module):
     ) -> None:
         super().__init__()
         check_spatial_dims(spatial_dims)
-        if not channels:
-            raise ValueError("channels is empty; expected the width of each level, such as [32, 64, 128, 256]")
+        check_channels(channels)
         deepest = len(channels) - 1
         if depth is not None and not (heads and 1 <= depth <= deepest):
             there = f"1 to {deepest}" if heads and deepest else "null, as there are no heads to choose from"
             raise ValueError(f"depth is {depth}; expected {there}")
         self.stride, self.depth, self.deepest = 2**deepest, depth, deepest
         self.pool = MAX_POOL[spatial_dims](2)
-
-        def block(inside: int, level: int) -> ConvBlock:
-            deep = level >= len(channels) - 2
-            return ConvBlock(spatial_dims, inside, channels[level], norm, activation, dropout if deep else 0.0)
-
+        block = level_block(spatial_dims, channels, norm, activation, dropout)
         self.up, self.nodes = nn.ModuleDict(), nn.ModuleDict()
         for level, width in enumerate(channels):
             self.nodes[f"{level}_0"] = block(channels[level - 1] if level else in_channels, level)
