@@ -22,7 +22,7 @@ def test_what_one_process_has_done_the_others_know(tmp_path: Path, file: Path) -
     first, second = Journal(tmp_path, SETTINGS), Journal(tmp_path, SETTINGS)
     mask = tmp_path / "a.png"
     assert not second.done(file, [mask])
-    first.add(file)
+    first.add(file, [mask])
     assert not second.done(file, [mask])  # noted, but the mask is gone
     mask.write_text("")
     assert second.done(file, [mask])
@@ -31,9 +31,28 @@ def test_what_one_process_has_done_the_others_know(tmp_path: Path, file: Path) -
     assert not second.done(file, [mask])
 
 
+def test_what_several_calls_made_with_the_same_settings_is_known(tmp_path: Path, file: Path) -> None:
+    mask, probs, overlay = (tmp_path / name for name in ("a.png", "a_probs.tif", "a_overlay.png"))
+    for path in (mask, probs, overlay):
+        path.write_text("")
+    journal = Journal(tmp_path, SETTINGS)
+    journal.add(file, [mask, probs])
+    assert journal.done(file, [mask])  # fewer is no work
+    assert not journal.done(file, [mask, overlay])  # an overlay lies there, by whatever settings
+    journal.begin(file)
+    journal.add(file, [mask, overlay])
+    assert Journal(tmp_path, SETTINGS).made(file) == {"a.png", "a_probs.tif", "a_overlay.png"}
+    other = Journal(tmp_path, {"blend": "linear"})
+    other.begin(file)
+    other.add(file, [mask])
+    assert other.made(file) == {"a.png"}
+    assert not other.done(file, [mask, probs])
+    assert journal.made(file) == set()
+
+
 def test_faults_are_kept_until_the_file_is_another_or_the_call_is(tmp_path: Path, file: Path) -> None:
     journal = Journal(tmp_path, SETTINGS)
-    Journal(tmp_path, SETTINGS).add(file, "it is broken")
+    Journal(tmp_path, SETTINGS).add(file, fault="it is broken")
     assert journal.fault(file) == "it is broken"
     assert Journal(tmp_path, SETTINGS, since=journal.since).fault(file) == "it is broken"
     assert Journal(tmp_path, SETTINGS).fault(file) is None  # another call tries it again

@@ -181,16 +181,24 @@ def test_the_same_command_does_what_is_left(
     assert predict(blend="linear") == {"a.png", "b.png", "c.png"}
 
 
-def test_what_earlier_calls_left_beside_new_masks_is_named(
+def test_what_other_settings_left_beside_masks_is_named_as_long_as_it_lies_there(
     tmp_path: Path, checkpoint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pictures(tmp_path / "in", "a.png", "b.png")
     folders = (str(tmp_path / "in"), str(tmp_path / "out"))
     predict_files(checkpoint, *folders, also=["probs", "overlay"])
-    assert "warning" not in capsys.readouterr().err
+    predict_files(checkpoint, *folders)  # of the same settings: nothing to do, and nothing that doesn't belong
+    said = capsys.readouterr()
+    assert "2 of 2 files done already" in said.out
+    assert "warning" not in said.err
+    for _ in range(2):
+        predict_files(checkpoint, *folders, also=["overlay"], blend="linear")
+        said = capsys.readouterr().err
+        assert "a_probs.tif and 1 more were made with other settings" in said
+        assert "adding probs to also=" in said
+    for path in (tmp_path / "out").glob("*_probs.tif"):
+        path.unlink()
     predict_files(checkpoint, *folders, also=["overlay"], blend="linear")
-    assert "a_probs.tif and 1 more will be of an earlier mask" in capsys.readouterr().err
-    predict_files(checkpoint, *folders, also=["overlay"], blend="linear")  # nothing is left to do
     assert "warning" not in capsys.readouterr().err
 
 

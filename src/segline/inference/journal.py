@@ -34,9 +34,16 @@ class Journal:
         self._read, self._new, self._entries = 0, 0, dict[str, dict[str, Any]]()
 
     def done(self, file: Path, targets: Sequence[Path]) -> bool:
-        """Whether all that is made of a file, as it is now, is there."""
+        """Whether these were made of a file, as it is now, and are there."""
         entry = self._entry(file)
-        return entry is not None and entry["fault"] is None and all(path.exists() for path in targets)
+        if entry is None or entry["fault"] is not None:
+            return False
+        return self.made(file).issuperset(path.name for path in targets) and all(path.exists() for path in targets)
+
+    def made(self, file: Path) -> set[str]:
+        """Names of what was made of a file, as it is now, with these settings, by whichever calls."""
+        entry = self._entry(file)
+        return set() if entry is None else set(entry["made"])
 
     def count(self) -> int:
         """How many files some process got through with since the call began."""
@@ -48,19 +55,21 @@ class Journal:
         entry = self._entry(file)
         return None if entry is None else entry["fault"]
 
-    def add(self, file: Path, fault: str | None = None) -> None:
-        """Note that all that is made of a file is whole, or what is wrong with it."""
-        self._append(file, self.settings, fault)
+    def add(self, file: Path, made: Sequence[Path] = (), fault: str | None = None) -> None:
+        """Note that what was made of a file is whole, or what is wrong with it."""
+        self._append(file, self.settings, sorted(self.made(file).union(path.name for path in made)), fault)
 
     def begin(self, file: Path) -> None:
         """Note that what is made of a file changes from now on: after a kill it is not what a call with other settings has made."""
-        self._update()
+        if self._entry(file) is not None:  # what changes becomes what it was
+            return
         entry = self._entries.get(str(place(file)))
         if entry is not None and entry["settings"] is not None:
-            self._append(file, None)
+            self._append(file, None, [])
 
-    def _append(self, file: Path, settings: str | None, fault: str | None = None) -> None:
-        entry = {"file": str(place(file)), "state": state(file), "settings": settings, "fault": fault}
+    def _append(self, file: Path, settings: str | None, made: Sequence[str], fault: str | None = None) -> None:
+        now = {"file": str(place(file)), "state": state(file)}
+        entry = {**now, "settings": settings, "made": list(made), "fault": fault}
         with self._path.open("a+b") as journal:
             fcntl.flock(journal, fcntl.LOCK_EX)
             size = journal.seek(0, os.SEEK_END)

@@ -64,7 +64,7 @@ def predict_files(input: str, output: str, settings: Settings, processes: int = 
                 f"{known} of {count_of(len(jobs), 'file')} done already, by the same checkpoint and settings",
                 flush=True,
             )
-        _warn_of_strays(left, planned)
+        _warn_of_strays(jobs, journal, planned)
         codes: list[int] = []
         if processes > 1 and len(left) > 1:
             asked = {"input": input, "output": output, "settings": asdict(settings), "since": journal.since}
@@ -94,18 +94,22 @@ def _output_folder(folder: Path, jobs: Jobs) -> Iterator[None]:
         raise
 
 
-def _warn_of_strays(left: Jobs, planned: set[Path]) -> None:
-    """Say which extras of earlier calls, by no file's plan, are going to lie beside masks that they don't belong to."""
-    beside = {file: made["mask"].with_name(file.name) for file, made in left.items()}
-    strays = [
-        path
-        for file, made in left.items()
-        for name in EXTRAS
-        if name not in made and (path := extra_path(beside[file], name)) not in planned and path.exists()
-    ]
+def _warn_of_strays(jobs: Jobs, journal: Journal, planned: set[Path]) -> None:
+    """Say which extras of calls with other settings lie, or are going to lie, beside masks that they don't belong to."""
+    strays = {}
+    for file, made in jobs.items():
+        own = journal.made(file)
+        for name in EXTRAS:
+            path = extra_path(made["mask"].with_name(file.name), name)
+            if name not in made and path not in planned and path.name not in own and path.exists():
+                strays[path] = name
     if strays:
-        which = f"{strays[0]}{f' and {len(strays) - 1} more' if strays[1:] else ''}"
-        print(f"warning: {which} will be of an earlier mask; remove it, or make it anew by also=", file=sys.stderr)
+        also = ",".join(dict.fromkeys(strays.values()))
+        print(
+            f"warning: {next(iter(strays))}{f' and {len(strays) - 1} more' if len(strays) > 1 else ''} were made with other settings "
+            f"and do not belong to the masks; remove them, or make them anew by adding {also} to also=",
+            file=sys.stderr,
+        )
 
 
 def _share(request: str, processes: int, left: Jobs, journal: Journal) -> list[int]:

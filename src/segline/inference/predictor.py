@@ -207,12 +207,12 @@ def _own_gpu(device: str, rank: int) -> str:
 
 
 def journal_settings(settings: Settings, paths: Sequence[Path]) -> dict[str, Any]:
-    """All that masks depend on but the images: settings, and the contents of the checkpoints and of what was fitted to them."""
+    """All that masks and extras depend on but the images: settings, and the contents of the checkpoints and of what was fitted to them."""
     fitted = [calibration_path(path) for path in paths] if settings.calibrated else []
     # Of the batch masks depend only by the noise of dropout, and not in a way that anyone would want them made anew for.
-    depends = {name: value for name, value in asdict(settings).items() if name not in ("batch_size", "trust")}
+    depends = {name: value for name, value in asdict(settings).items() if name not in ("also", "batch_size", "trust")}
     contents = [digest(path) for path in (*paths, *fitted) if path.exists()]
-    return {**depends, "also": sorted(settings.also), "checkpoint": contents}
+    return {**depends, "checkpoint": contents}
 
 
 def digest(path: Path) -> str:

@@ -94,10 +94,10 @@ class Worker:
             # Of this file: the others are done nevertheless.
             self._discard(file, made)  # the next attempt starts afresh
             known = isinstance(error, ValueError | OSError)
-            self.journal.add(file, str(error) if known else f"{file}: {type(error).__name__}: {error}")
+            self.journal.add(file, fault=str(error) if known else f"{file}: {type(error).__name__}: {error}")
         else:
             self._discard(file, made)  # what calls for other extras have left
-            self.journal.add(file)
+            self.journal.add(file, list(made.values()))
 
     def _discard(self, file: Path, made: dict[str, Path]) -> None:
         """Remove what is half-written of a file's layers, whichever call began it."""
