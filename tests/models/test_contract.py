@@ -12,9 +12,20 @@ from torch import Tensor, nn
 from segline.config import CONF_DIR, build
 
 NUM_CLASSES = 3
+EMBEDDING = 24  # width of transformers: a multiple of their usual numbers of heads
+
+
+def narrow(file: Path, levels: int = 3) -> dict[str, Any]:
+    """Widths of a YAML file, as small as they can be: `channels`, `..._channels` of so many levels at most, `embed_dim`."""
+    model: Any = OmegaConf.to_container(OmegaConf.load(file))
+    lists = {key: value for key, value in model.items() if key.endswith("channels") and isinstance(value, list)}
+    widths: dict[str, Any] = {key: [4 + 2 * k for k in range(len(value))][:levels] for key, value in lists.items()}
+    return {**widths, "embed_dim": EMBEDDING} if "embed_dim" in model else widths
+
+
 #: Networks without a width to shrink are full-sized, or need a slow import.
 FILES = [
-    pytest.param(file, id=file.stem, marks=[] if "channels" in OmegaConf.load(file) else pytest.mark.slow)
+    pytest.param(file, id=file.stem, marks=[] if narrow(file) else pytest.mark.slow)
     for file in sorted((CONF_DIR / "model").glob("*.yaml"))
 ]
 every_model = pytest.mark.parametrize("file", FILES)
@@ -26,17 +37,21 @@ def make(file: Path, spatial_dims: int = 2, in_channels: int = 3, seed: int = 0,
     classes = {f"c{k}": k for k in range(NUM_CLASSES)}
     data = {"in_channels": in_channels, "spatial_dims": spatial_dims, "labels": {"classes": classes}}
     config = OmegaConf.create({"data": data, "model": OmegaConf.load(file)})
-    if "channels" in config.model:
-        config.model.channels = [4, 6, 8]
-    config.model.update(arguments)
-    torch.manual_seed(seed)
-    try:
-        network = build(config.model)
-    except Exception as refusal:
-        if f"{'volumes' if spatial_dims == 2 else 'images'} only" in str(refusal):
-            pytest.skip("takes no others, and says so")
-        raise
+    for levels in (3, 99):  # of a fixed depth are some, and say so
+        torch.manual_seed(seed)
+        try:
+            network = build(config.model, **{**narrow(file, levels), **arguments})
+            break
+        except Exception as refusal:
+            if f"{'volumes' if spatial_dims == 2 else 'images'} only" in str(refusal):
+                pytest.skip("takes no others, and says so")
+            if levels == 99 or "channels is" not in str(refusal):
+                raise
     assert isinstance(network, nn.Module)
+    with torch.no_grad():
+        for p in network.parameters():
+            if p.ndim > 1 and not p.any():  # a layer that starts at zero hides what is before it until a step is made
+                p.normal_(std=0.1)
     return network
 
 
@@ -74,14 +89,24 @@ def test_images_have_any_number_of_bands(file: Path, spatial_dims: int, in_chann
 def test_gradients_reach_every_weight(file: Path, spatial_dims: int) -> None:
     network = make(file, spatial_dims).train()
     image = images((32, 32) if spatial_dims == 2 else (8, 16, 16))
+    trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
     outputs = network(image)
     # Normal draws: no symmetry of the loss hides a weight.
-    for output in [outputs] if isinstance(outputs, Tensor) else outputs:
-        output.mul(torch.randn_like(output)).sum().backward(retain_graph=True)
-    unreached = [
-        name for name, p in network.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.any())
-    ]
-    assert unreached == []
+    loss = sum(o.mul(torch.randn_like(o)).sum() for o in ([outputs] if isinstance(outputs, Tensor) else outputs))
+    gradients = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    assert [name for name, g in zip(trained, gradients, strict=True) if g is None or not g.any()] == []
+
+
+@every_model
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_a_batch_of_one_is_enough(file: Path, spatial_dims: int) -> None:
+    network, image = make(file, spatial_dims), images(SIZES[spatial_dims][0], batch=1)
+    assert network.eval()(image).shape == (1, NUM_CLASSES, *image.shape[2:])
+    try:
+        network.train()(image)
+    except ValueError as error:  # batch norm of a single position
+        if "batch_size" not in str(error):
+            raise
 
 
 @every_model
