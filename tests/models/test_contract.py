@@ -1,15 +1,20 @@
 """What every file of conf/model promises; a new one is tested without a line here."""
 
 import copy
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from omegaconf import OmegaConf
 from torch import Tensor, nn
+from torch.export import Dim
 
 from segline.config import CONF_DIR, build
+from segline.precision import memory_format
 
 NUM_CLASSES = 3
 EMBEDDING = 24  # width of transformers: a multiple of their usual numbers of heads
@@ -143,3 +148,84 @@ def test_options_are_refused_by_name(file: Path) -> None:
             make(file, **{option: "nonsense"})
     with pytest.raises(Exception, match=r"2 for images|images only|volumes only"):
         make(file, spatial_dims=4)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Callable[[Path, int], nn.Module]:
+    """Narrow networks after 50 steps on regions of other brightness, in float32; each is trained once."""
+
+    @functools.cache
+    def train(file: Path, spatial_dims: int) -> nn.Module:
+        network = make(file, spatial_dims).train()
+        optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=5e-3)
+        for step in range(50):
+            image, mask = scene(spatial_dims, seed=step)
+            outputs = network(image)
+            logits = outputs if isinstance(outputs, Tensor) else outputs[0]
+            optimizer.zero_grad()
+            F.cross_entropy(logits, mask).backward()
+            optimizer.step()
+        return network.eval()
+
+    return train
+
+
+def scene(spatial_dims: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Two images of slabs along a random axis, each class of a brightness of its own, and their masks."""
+    generator = torch.Generator().manual_seed(seed)
+    size = (64, 64) if spatial_dims == 2 else (16, 32, 32)
+    place = torch.linspace(0, 2.999, size[-1]).long().expand(2, *size)
+    if torch.rand(1, generator=generator) < 0.5:
+        place = place.transpose(-1, -2)
+    image = (place[:, None] - 1.0) + 0.3 * torch.randn(2, 3, *size, generator=generator)
+    return image, place.contiguous()
+
+
+@every_model
+@pytest.mark.slow
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_after_50_steps_bfloat16_and_channels_last_decide_alike(
+    file: Path, spatial_dims: int, trained: Callable[[Path, int], nn.Module]
+) -> None:
+    network = trained(file, spatial_dims)
+    image, mask = scene(spatial_dims, seed=50)
+    layout = memory_format(image.ndim)
+    with torch.inference_mode():
+        decided = network(image).argmax(1)
+        last = copy.deepcopy(network).to(memory_format=layout)(image.to(memory_format=layout)).argmax(1)
+        with torch.autocast("cpu", torch.bfloat16):
+            low = network(image).argmax(1)
+    assert (last == decided).all()
+    assert (low == decided).float().mean() >= 0.99
+
+
+@every_model
+@pytest.mark.slow
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_the_graph_is_captured_whole(file: Path, spatial_dims: int) -> None:
+    """By torch.compile in training and evaluation, and by torch.export for any batch and size."""
+    network = make(file, spatial_dims)
+    image = images((48, 64) if spatial_dims == 2 else (16, 48, 32))
+    for mode in (network.train(), network.eval()):
+        torch.compiler.reset()
+        torch.compile(mode, backend="eager", fullgraph=True)(image)
+    image = images((49, 66) if spatial_dims == 2 else (17, 50, 35))
+    free = {0: Dim("batch"), **{axis: Dim(f"size{axis}") for axis in range(2, image.ndim)}}
+    # For all sizes and not for those like the example: also where nothing is padded, or a level is one pixel wide.
+    with torch.fx.experimental._config.patch(backed_size_oblivious=True):
+        program = torch.export.export(
+            network, (image,), dynamic_shapes=(free,), prefer_deferred_runtime_asserts_over_guards=True
+        ).module()
+    for size in SIZES[spatial_dims]:
+        other = images(size, batch=3)
+        with torch.inference_mode():
+            torch.testing.assert_close(program(other), network(other), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow  # by the C++ compiler of the machine
+def test_one_network_is_compiled_fully() -> None:
+    file = CONF_DIR / "model" / "unet.yaml"
+    network, image = make(file).eval(), images((32, 48))
+    torch.compiler.reset()
+    with torch.inference_mode():
+        torch.testing.assert_close(torch.compile(network)(image), network(image), rtol=1e-3, atol=1e-4)
