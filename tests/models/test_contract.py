@@ -188,7 +188,7 @@ def test_after_50_steps_bfloat16_and_channels_last_decide_alike(
     file: Path, spatial_dims: int, trained: Callable[[Path, int], nn.Module]
 ) -> None:
     network = trained(file, spatial_dims)
-    image, mask = scene(spatial_dims, seed=50)
+    image, _ = scene(spatial_dims, seed=50)
     layout = memory_format(image.ndim)
     with torch.inference_mode():
         decided = network(image).argmax(1)
