@@ -9,6 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from segline import job, tables
+from segline.averaging import WeightAverage
 from segline.budget import LearningRate
 from segline.callbacks import Checkpoints
 from segline.checkpoints import BEST, RESUME, read
@@ -115,6 +116,43 @@ def test_a_callback_of_the_users_own_is_one_override(tmp_path: Path, few_scenes:
 
 
 @pytest.mark.slow
+def test_the_average_of_weights_is_kept_as_the_best_and_training_goes_on_without_it(
+    tmp_path: Path, few_scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+    after_step = WeightAverage.on_train_batch_end
+    at_start = WeightAverage.on_fit_start
+
+    def keep(module: pl.LightningModule) -> None:
+        seen.append({name: w.clone() for name, w in module.network.state_dict().items()})  # type: ignore[operator, union-attr]
+
+    def start(self: WeightAverage, trainer: pl.Trainer, module: pl.LightningModule) -> None:
+        keep(module)
+        at_start(self, trainer, module)
+
+    def step(self: WeightAverage, trainer: pl.Trainer, module: pl.LightningModule, *rest: Any) -> None:
+        keep(module)
+        after_step(self, trainer, module, *rest)
+
+    monkeypatch.setattr(WeightAverage, "on_fit_start", start)
+    monkeypatch.setattr(WeightAverage, "on_train_batch_end", step)
+    last = run(tmp_path / "run", few_scenes, "trainer.max_steps=4", "callbacks.average_weights=0.3")
+    best = read(tmp_path / "run" / BEST)["state_dict"]
+    assert len(seen) == 5
+    for name, first in seen[0].items():
+        if not first.is_floating_point():
+            continue
+        expected = first
+        for k, weights in enumerate(seen[1:], 1):
+            decay = min(0.3, (1 + k) / (10 + k))
+            assert decay < 0.3 or k > 2
+            expected = decay * expected + (1 - decay) * weights[name]
+        torch.testing.assert_close(best[f"network.{name}"], expected)
+        assert torch.equal(last["state_dict"][f"network.{name}"], seen[-1][name])
+    assert not torch.equal(best["network.head.weight"], seen[-1]["head.weight"])
+
+
+@pytest.mark.slow
 def test_a_run_that_was_stopped_early_goes_on_only_where_the_config_lets_it(tmp_path: Path, few_scenes: Path) -> None:
     def steps(*overrides: str) -> int:
         budget = ["trainer.max_epochs=4", "resume=auto", "callbacks=early_stopping"]
@@ -190,6 +228,11 @@ def test_no_part_of_a_gradient_is_saved(tmp_path: Path, few_scenes: Path, monkey
 def test_a_budget_of_nothing_is_refused(override: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         job._budget(compose([override]).trainer)
+
+
+def test_a_decay_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"callbacks.average_weights is 1.0; expected .*0.999"):
+        WeightAverage(1.0)
 
 
 def test_a_precision_that_nothing_is_made_for_is_refused() -> None:

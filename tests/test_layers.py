@@ -19,7 +19,7 @@ SRC = Path(__file__).parents[1] / "src"
 LAYERS = (
     {"cli", "run", "job", "scoring", "explain"},
     {"config"},
-    {"module", "budget", "callbacks", "tracking", "tables", "examples", "report", "evaluation"},
+    {"module", "budget", "callbacks", "averaging", "tracking", "tables", "examples", "report", "evaluation"},
     {"data", "inference"},
     {
         "models",
@@ -45,7 +45,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 KNOWN_BY = {
     "hydra": {"config", "explain", "run"},
     "wandb": {"tracking"},
-    "pytorch_lightning": {"budget", "job", "module", "callbacks", "tracking", "report", "data"},
+    "pytorch_lightning": {"averaging", "budget", "job", "module", "callbacks", "tracking", "report", "data"},
 }
 
 

@@ -87,7 +87,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 RESUMABLE = [
     "data=satellite", "data.window=[64,64]", "data.margin=[8,8]", "trainer.max_epochs=3", "model.dropout=0.2", "data.steps_per_epoch=6",
-    "callbacks.checkpoint_minutes=0.005", "callbacks.pictures=false",
+    "callbacks.checkpoint_minutes=0.005", "callbacks.pictures=false", "callbacks.average_weights=0.9",
 ]  # fmt: skip
 
 

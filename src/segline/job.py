@@ -23,6 +23,7 @@ from pytorch_lightning.loggers import Logger
 from torch import nn
 
 from segline import report
+from segline.averaging import WeightAverage
 from segline.budget import Budget, LearningRate, Objective, Patience
 from segline.callbacks import Checkpoints, EpochTable, Progress, SameConfig, WholeCheckpointIO
 from segline.card import Card
@@ -150,6 +151,7 @@ def _build_callbacks(config: DictConfig, run_dir: Path, budget: Budget, card: Ca
         *([Patience(objective, **stopping)] if stopping else []),
         EpochTable(run_dir / "metrics.csv"),
         Checkpoints(run_dir, card, objective, config.callbacks.checkpoint_minutes),
+        *([WeightAverage(decay)] if (decay := config.callbacks.average_weights) is not None else []),
         *(callback for callback in build(config.callbacks.further).values() if callback),
     ]
 
