@@ -6,20 +6,18 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from segline.module import as_segmentation
 
 
-class WeightAverage(Checkpoint):
+class WeightAverage(Callback):
     """Validate, and keep as the best, an exponential moving average of the weights, while training goes on with the weights themselves.
 
         average <- d average + (1 - d) weights,  d = min(decay, (1 + steps) / (10 + steps))
 
     so that the average of a short run is not one of its beginning. Running statistics of norms are averaged likewise.
-
-    A checkpoint callback so that it ends a validation after `Checkpoints`, which writes the best weights.
 
     Args:
         decay: Between 0 and 1; 0.999 looks back a thousand steps.
@@ -36,6 +34,7 @@ class WeightAverage(Checkpoint):
             )
         self.decay, self.steps = decay, 0
         self._average: dict[str, Tensor] | None = None
+        self._swapped = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Start from the weights, unless a checkpoint brought an average."""
@@ -56,10 +55,17 @@ class WeightAverage(Checkpoint):
         if trainer.state.fn == "fit":
             self._swap(pl_module)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    # Not at the validation's end, when the best weights are written.
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         """Put the weights back."""
-        if trainer.state.fn == "fit":
-            self._swap(pl_module)
+        self._put_back(pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Likewise, before a checkpoint to resume from is written."""
+        self._put_back(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume goes on from."""
@@ -75,7 +81,12 @@ class WeightAverage(Checkpoint):
         assert self._average is not None
         return self._average
 
+    def _put_back(self, pl_module: pl.LightningModule) -> None:
+        if self._swapped:
+            self._swap(pl_module)
+
     def _swap(self, pl_module: pl.LightningModule) -> None:
+        self._swapped = not self._swapped
         for name, weight in _weights(pl_module).items():
             average = self.average[name].clone()
             self.average[name].copy_(weight)

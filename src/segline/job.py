@@ -149,9 +149,9 @@ def _build_callbacks(config: DictConfig, run_dir: Path, budget: Budget, card: Ca
         LearningRate(build(config.scheduler), budget, objective),
         Progress(objective, budget),
         *([Patience(objective, **stopping)] if stopping else []),
+        *([WeightAverage(decay)] if (decay := config.callbacks.average_weights) is not None else []),
         EpochTable(run_dir / "metrics.csv"),
         Checkpoints(run_dir, card, objective, config.callbacks.checkpoint_minutes),
-        *([WeightAverage(decay)] if (decay := config.callbacks.average_weights) is not None else []),
         *(callback for callback in build(config.callbacks.further).values() if callback),
     ]
 
