@@ -261,6 +261,12 @@ def test_files_that_hold_no_such_weights_are_refused(
     torch.save({**weights, "more": Command()}, tmp_path / "code.pth")
     with pytest.raises(ValueError, match=r"cannot be loaded \(UnpicklingError"):
         load(tmp_path / "code.pth")
+    place = tmp_path / "hub" / "checkpoints"
+    place.mkdir(parents=True)
+    (tmp_path / "code.pth").rename(place / "vgg16-397923af.pth")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(ValueError, match=r"imagenet cannot be loaded \(UnpicklingError"):
+        load(Path("imagenet"))
     assert not Path("made_by_a_file_of_weights").exists()
 
 

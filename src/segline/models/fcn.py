@@ -38,9 +38,10 @@ class FCN(nn.Module):
 
     Reference:
         Long, Shelhamer, Darrell, Fully Convolutional Networks for Semantic Segmentation, CVPR 2015.
-        https://arxiv.org/abs/1411.4038. Its borders and crops are those of the authors' Caffe models. Departures: sizes that 32 does not
-        divide are padded to such; FCN-16s and FCN-8s are trained at once instead of from the coarser one; without `encoder_weights`
-        VGG16 starts as He et al. propose.
+        https://arxiv.org/abs/1411.4038. Borders and crops, of which it says nothing, are those of the authors' Caffe models. As it says,
+        the up-sampling between scores is learned and the last one fixed; those models fix all. Departures: sizes that 32 does not
+        divide are padded; FCN-16s and FCN-8s do not start from the trained coarser one; without `encoder_weights` VGG16 starts as He
+        et al. propose.
     """
 
     def __init__(
@@ -64,18 +65,9 @@ class FCN(nn.Module):
             raise ValueError(f"prediction_stride is {prediction_stride}; expected 32, 16 or 8")
         self.stride, self.prediction_stride = 32, prediction_stride
         *stages, fc6, fc7 = channels
-
-        layers: list[nn.Module] = []
-        width = in_channels
-        for stage, convs in zip(stages, _CONVS, strict=True):
-            for _ in range(convs):
-                # The border is of the first layer alone; fc6, which has none, makes the map smaller again.
-                layers += [nn.Conv2d(width, stage, 3, padding=1 if layers else 100), nn.ReLU(inplace=True)]
-                width = stage
-            layers.append(nn.MaxPool2d(2, ceil_mode=True))  # as Caffe does
-        self.features = nn.Sequential(*layers)
+        self.features = convolutions(in_channels, stages)
         self.classifier = nn.Sequential(
-            *(nn.Conv2d(width, fc6, 7), nn.ReLU(inplace=True), nn.Dropout(dropout)),
+            *(nn.Conv2d(stages[-1], fc6, 7), nn.ReLU(inplace=True), nn.Dropout(dropout)),
             *(nn.Conv2d(fc6, fc7, 1), nn.ReLU(inplace=True), nn.Dropout(dropout)),
         )
         scored = [fc7, stages[3], stages[2]][: _SCORED[prediction_stride]]
@@ -93,6 +85,7 @@ class FCN(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of an image."""
+        # As many layers as torchvision's VGG16 has up to there.
         pool3 = self.features[:17](pad_to_multiple(image, self.stride))
         pool4 = self.features[17:24](pool3)
         logits: Tensor = self.score[0](self.classifier(self.features[24:](pool4)))
@@ -102,8 +95,20 @@ class FCN(nn.Module):
             logits = logits + score(crop(features[..., start:, start:], logits.shape[2:]))
         # The paper's last up-sampling is fixed: a transposed convolution, to which what is beyond its map is zero.
         logits = F.interpolate(F.pad(logits, [1] * 4), scale_factor=self.prediction_stride, mode="bilinear")
-        # The authors crop 19, 27 or 31 pixels; half a prediction stride more stands before the zeros' centers here.
+        # The authors crop 19, 27 or 31 pixels of theirs; with the zeros this one starts half a prediction stride before it.
         return crop(logits[..., 35:, 35:], image.shape[2:])
+
+
+def convolutions(in_channels: int, channels: Sequence[int]) -> nn.Sequential:
+    """VGG16 up to its last pooling, within a border of zeros."""
+    layers: list[nn.Module] = []
+    for width, convs in zip(channels, _CONVS, strict=True):
+        for _ in range(convs):
+            # fc6 has no padding: as much as it takes off, and what else the crops need, stands around the image.
+            layers += [nn.Conv2d(in_channels, width, 3, padding=1 if layers else 100), nn.ReLU(inplace=True)]
+            in_channels = width
+        layers.append(nn.MaxPool2d(2, ceil_mode=True))  # as Caffe does
+    return nn.Sequential(*layers)
 
 
 def bilinear_(weight: Tensor) -> None:
