@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
@@ -120,26 +120,23 @@ class ResidualUNet(nn.Module):
         self.strides = list(accumulate(steps, lambda total, step: [t * s for t, s in zip(total, step, strict=True)]))
         self.stride = math.lcm(*self.strides[-1])
         block = partial(ResidualBlock, spatial_dims, norm=norm, activation=activation)
-        levels = range(len(channels))
 
-        def stage(level: int) -> nn.Sequential:
+        def stage(inside: int, level: int) -> nn.Sequential:
             width, size = channels[level], sizes[level]
-            first = block(channels[max(level - 1, 0)], width, size, steps[level])
-            return nn.Sequential(first, *(block(width, width, size, steps[0]) for _ in range(blocks[level] - 1)))
+            rest = (block(width, width, size, steps[0]) for _ in range(blocks[level] - 1))
+            return nn.Sequential(block(inside, width, size, steps[level]), *rest)
 
         def conv(inside: int, level: int) -> nn.Sequential:
             layers = conv_norm(spatial_dims, inside, channels[level], sizes[level], norm, bias=True)
             return nn.Sequential(*layers, activation_layer(activation))
 
-        def up(level: int) -> nn.Module:
-            return CONV_TRANSPOSE[spatial_dims](
-                channels[level + 1], channels[level], steps[level + 1], steps[level + 1]
-            )
-
+        pairs, up = list(pairwise(channels)), CONV_TRANSPOSE[spatial_dims]
         self.stem = conv(in_channels, 0)
-        self.down = nn.ModuleList(stage(level) for level in levels)
-        self.up = nn.ModuleList(up(level) for level in levels[:-1])
-        self.merge = nn.ModuleList(conv(2 * channels[level], level) for level in levels[:-1])
+        self.down = nn.ModuleList(stage(channels[max(level - 1, 0)], level) for level in range(len(channels)))
+        self.up = nn.ModuleList(
+            up(coarse, fine, step, step) for (fine, coarse), step in zip(pairs, steps[1:], strict=True)
+        )
+        self.merge = nn.ModuleList(conv(2 * fine, level) for level, (fine, _) in enumerate(pairs))
         headed = channels[: max(1, len(channels) - 2)] if heads else channels[:1]
         self.heads = nn.ModuleList(CONV[spatial_dims](width, num_classes, 1) for width in headed)
         halves = [0.5**level for level in range(len(headed))]
