@@ -33,7 +33,7 @@ def test_every_pixel_lies_in_one_core_and_windows_are_of_one_size(axes: list[tup
 def test_with_a_multiple_windows_lie_on_its_grid_and_end_where_it_pads_to(axis: tuple[int, int, int], by: int) -> None:
     size, window, margin = (n * by for n in axis)
     padded = -(-(size - 1) // by) * by
-    for tile in tiles([size - 1], [window], [margin], multiple=by):
+    for tile in tiles([size - 1], [window], [margin], multiple=[by]):
         assert tile.window[0].start % by == 0
         assert tile.window[0].stop <= padded
 

@@ -26,15 +26,15 @@ class Tile:
 
 
 def tiles(
-    shape: Sequence[int], window: Sequence[int], margin: Sequence[int], multiple: int | None = None
+    shape: Sequence[int], window: Sequence[int], margin: Sequence[int], multiple: Sequence[int] | None = None
 ) -> list[Tile]:
     """Cut a grid into tiles whose cores cover it, each pixel once.
 
     Windows start at 0 and step by the window less both margins; the last one ends with the grid, so that a border of the grid is
     one of a window, as in training. A core is its window without the margin, except at the borders of the grid.
 
-    With `multiple`, a network's total stride, every window lies on the network's own grid, if the sizes are its multiples, and the
-    last ones end where such a network pads the whole grid to.
+    With `multiple`, a network's total stride along each axis, every window lies on the network's own grid, if the sizes are its
+    multiples, and the last ones end where such a network pads the whole grid to.
 
     Raises:
         ValueError: The margins leave nothing of the window.
@@ -46,7 +46,8 @@ def tiles(
         raise ValueError(
             f"a margin of {list(margin)} leaves nothing of a window of {list(window)}; expected less than half of it"
         )
-    axes = [_axis(size, w, m, multiple) for size, w, m in zip(shape, window, margin, strict=True)]
+    ends: Sequence[int | None] = multiple or [None] * len(shape)
+    axes = [_axis(*sizes) for sizes in zip(shape, window, margin, ends, strict=True)]
     return [Tile(tuple(w for w, _ in place), tuple(c for _, c in place)) for place in product(*axes)]
 
 

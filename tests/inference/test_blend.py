@@ -51,9 +51,9 @@ def test_each_pixel_is_the_weighted_mean_of_all_tiles_over_it(axes: list[tuple[i
 @pytest.mark.parametrize(
     "part", [(slice(2, 4), slice(1, 3)), (slice(5, 9), slice(7, 12)), (slice(0, 1), slice(11, 13))]
 )
-@pytest.mark.parametrize("multiple", [None, 4])
+@pytest.mark.parametrize("multiple", [None, (4, 4)])
 def test_of_the_tiles_over_a_part_the_part_is_what_all_make_of_it(
-    part: tuple[slice, ...], multiple: int | None
+    part: tuple[slice, ...], multiple: tuple[int, int] | None
 ) -> None:
     shape, window = (17, 19), (8, 8)
     grid = tiles(shape, window, (2, 2), multiple)

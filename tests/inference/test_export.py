@@ -319,6 +319,7 @@ ATTENTION = {"_target_": "segline.models.attention_unet.AttentionUNet", "channel
 PLAIN = {"_target_": "segline.models.unet.UNet", "channels": [4, 6, 8]}
 SMP = {"_target_": "segline.models.smp.SMP"}
 NESTED = {"_target_": "segline.models.unet_plus_plus.UNetPlusPlus", "channels": [4, 6, 8]}
+RESIDUAL = {"_target_": "segline.models.residual_unet.ResidualUNet", "channels": [4, 6, 8], "num_blocks": [1, 2, 1]}
 VALID = {
     2: {"_target_": "segline.models.unet_2015.UNet2015", "channels": [4, 6, 8]},
     3: {"_target_": "segline.models.unet3d.UNet3D", "channels": [4, 6, 8]},
@@ -342,6 +343,8 @@ VALID = {
         (3, {**NESTED, "depth": 1}),
         (2, VALID[2]),
         (3, VALID[3]),
+        (2, RESIDUAL),
+        (3, {**RESIDUAL, "kernel_sizes": [[1, 3, 3], 3, 3], "strides": [1, [1, 2, 2], 2]}),
     ],
     ids=lambda value: " ".join(map(str, value.values())) if isinstance(value, dict) else f"{value}D",
 )

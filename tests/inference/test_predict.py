@@ -23,6 +23,7 @@ from segline.io.normalize import Normalize
 from segline.io.open import open_image
 from segline.io.source import whole
 from segline.models.attention_unet import AttentionUNet
+from segline.models.residual_unet import ResidualUNet
 from segline.models.smp import SMP
 from segline.models.unet import UNet
 from segline.models.unet_2015 import UNet2015
@@ -251,6 +252,30 @@ def test_exact_tiles_give_what_the_whole_image_would(make: type[torch.nn.Module]
     assert difference(replace(tiling, margin=less)) > 1e-4  # the measured field is not too large
     assert difference(replace(tiling, window=[w + 1 for w in tiling.window])) > 1e-4  # off the network's grid
     assert difference(replace(tiling, multiple=None)) > 1e-4  # the last tiles padded otherwise than the whole image
+
+
+def test_exact_tiles_end_where_the_network_pads_each_axis_to() -> None:
+    """Few slices of a volume are filled up less than its planes, and what fills them up by hand changes what is said of them."""
+    torch.manual_seed(0)
+    network = ResidualUNet(
+        1, 2, spatial_dims=3, channels=[4, 5], num_blocks=[1, 1], strides=[1, [1, 2, 2]], norm="batch"
+    )
+    for parameter in network.parameters():  # as learnt: of zeros something else is made
+        torch.nn.init.normal_(parameter, std=0.3)
+    call = on_arrays(network.eval(), torch.device("cpu"), "32-true")
+    tiling = choose_tiling(
+        Ensemble([Member(make_card(1, 3, window=[8, 8, 8]), call, network.stride)]), "exact", None, None
+    )
+    assert tiling.multiple == [1, 2, 2]
+    image = RNG.normal(size=(1, 27, 17, 31)).astype(np.float32)
+    whole_logits = call(image[None])[0]
+
+    def difference(tiling: Tiling) -> float:
+        pieces = predict_tiles(call, Array(image), Normalize("dataset", [0], [1]), **asdict(tiling))
+        return max(float(np.abs(values - whole_logits[(slice(None), *place)]).max()) for place, values in pieces)
+
+    assert difference(tiling) < 1e-4 * np.abs(whole_logits).max()
+    assert difference(replace(tiling, multiple=[2, 2, 2])) > 1e-3 * np.abs(whole_logits).max()
 
 
 def test_a_network_that_mirrors_its_borders_has_no_exact_tiles() -> None:

@@ -55,7 +55,7 @@ def make(file: Path, spatial_dims: int = 2, in_channels: int = 3, seed: int = 0,
     assert isinstance(network, nn.Module)
     with torch.no_grad():
         for p in network.parameters():
-            if p.ndim > 1 and not p.any():  # a layer that starts at zero hides what is before it until a step is made
+            if not p.any():  # a layer or norm that starts at zero hides what is before it until a step is made
                 p.normal_(std=0.1)
     return network
 

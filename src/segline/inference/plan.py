@@ -30,7 +30,7 @@ class Tiling:
     window: list[int]
     margin: list[int]
     profile: str | None = None
-    multiple: int | None = None
+    multiple: list[int] | None = None
 
 
 class Room:
@@ -115,7 +115,8 @@ def _exact(network: Ensemble, window: Sequence[int] | None, overlap: float | Non
         raise ValueError("blend=exact needs a network that says its total stride by `stride`; set blend=gaussian")
     if overlap is not None:
         raise ValueError("blend=exact measures what tiles must overlap; leave overlap out, or set blend=gaussian")
-    if not _fills_with_zeros(network, len(trained), stride):
+    multiple = [_filled_to(network, len(trained), stride, axis) for axis in range(len(trained))]
+    if math.lcm(*multiple) != stride:
         raise ValueError(
             f"blend=exact needs a network that fills images up with zeros to multiples of its stride, {stride}, and this one does "
             "otherwise at their far ends, as by mirroring; set blend=gaussian"
@@ -123,19 +124,27 @@ def _exact(network: Ensemble, window: Sequence[int] | None, overlap: float | Non
     margin = measure_margin(network, network.num_bands, len(trained), stride)
     if window is None:
         size = [-(-w // stride) * stride + 2 * m for w, m in zip(trained, margin, strict=True)]
-        return Tiling(size, margin, multiple=stride)
+        return Tiling(size, margin, multiple=multiple)
     if any(w % stride or w <= 2 * m for w, m in zip(window, margin, strict=True)):
         raise ValueError(
             f"window is {list(window)}, but this network needs {margin} pixels of context at each side and multiples of {stride}: "
             f"set window={[2 * m + stride for m in margin]} or larger"
         )
-    return Tiling(list(window), margin, multiple=stride)
+    return Tiling(list(window), margin, multiple=multiple)
 
 
-def _fills_with_zeros(network: Ensemble, spatial_dims: int, stride: int) -> bool:
-    """Whether an image gives the same when it is filled up by hand, as tiles at the far ends are."""
-    shape = (1, network.num_bands, *[2 * stride + 1] * spatial_dims)
+def _filled_to(network: Ensemble, spatial_dims: int, stride: int, axis: int) -> int:
+    """To multiples of what an axis can be filled up by hand, as tiles at the far ends are, and the image gives the same.
+
+    The stride itself, or a divisor of it where a network strides less along this axis than along others.
+    """
+    edge = 2 * stride + 1
+    shape = (1, network.num_bands, *[edge] * spatial_dims)
     images: NDArray[np.float32] = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    pads = [(0, 0), (0, 0), *[(0, stride - 1)] * spatial_dims]
-    inside = (slice(None), slice(None), *[slice(0, 2 * stride + 1)] * spatial_dims)
-    return np.allclose(network(np.pad(images, pads))[inside], network(images), rtol=0, atol=1e-4)
+    said = network(images)
+    for size in (n for n in range(stride, 1, -1) if stride % n == 0):
+        pads = [(0, size - 1 if i == axis + 2 else 0) for i in range(spatial_dims + 2)]
+        inside = network(np.pad(images, pads)).take(range(edge), axis + 2)
+        if np.allclose(inside, said, rtol=0, atol=1e-4):
+            return size
+    return 1

@@ -34,7 +34,7 @@ def predict_tiles(
     *,
     within: Window | None = None,
     profile: str | None = None,
-    multiple: int | None = None,
+    multiple: Sequence[int] | None = None,
     alone: bool = False,
 ) -> Iterator[Piece]:
     """Yield what the network says, piece by piece: `[K, *piece]` with the piece's place; together they cover the source once.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 CONV: dict[int, type[nn.Module]] = {2: nn.Conv2d, 3: nn.Conv3d}
 CONV_TRANSPOSE: dict[int, type[nn.Module]] = {2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 MAX_POOL: dict[int, type[nn.Module]] = {2: nn.MaxPool2d, 3: nn.MaxPool3d}
+AVG_POOL: dict[int, type[nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 DROPOUT: dict[int, type[nn.Module]] = {2: nn.Dropout2d, 3: nn.Dropout3d}
 LINEAR_MODE = {2: "bilinear", 3: "trilinear"}
 _NORMS: dict[str, dict[int, type[nn.Module]]] = {
@@ -40,9 +41,19 @@ def activation_layer(activation: str) -> nn.Module:
     return nn.ReLU(inplace=True) if activation == "relu" else nn.LeakyReLU(0.01, inplace=True)
 
 
-def conv_norm(spatial_dims: int, in_channels: int, out_channels: int, size: int, norm: str) -> list[nn.Module]:
-    """A convolution with same padding (odd sizes) and its norm; a bias only without a norm, which would undo it."""
-    conv = CONV[spatial_dims](in_channels, out_channels, size, padding=size // 2, bias=norm == "none")
+def conv_norm(
+    spatial_dims: int,
+    in_channels: int,
+    out_channels: int,
+    size: int | Sequence[int],
+    norm: str,
+    stride: int | Sequence[int] = 1,
+    bias: bool = False,
+) -> list[nn.Module]:
+    """A convolution with same padding (odd sizes) and its norm; without a norm, which would undo it, always with a bias."""
+    padding = [s // 2 for s in along_axes(size, spatial_dims)]
+    kind = CONV[spatial_dims]
+    conv = kind(in_channels, out_channels, size, stride=stride, padding=padding, bias=bias or norm == "none")
     return [conv, norm_layer(norm, spatial_dims, out_channels)]
 
 
@@ -83,16 +94,22 @@ class Up(nn.Module):
         return self.layer(features)
 
 
-def pad_to_multiple(image: Tensor, stride: int) -> Tensor:
+def along_axes(size: int | Sequence[int], spatial_dims: int) -> list[int]:
+    """A size of all axes, or of each one, as a list."""
+    return [size] * spatial_dims if isinstance(size, int) else list(size)
+
+
+def pad_to_multiple(image: Tensor, stride: int | Sequence[int]) -> Tensor:
     """Pad `[B, C, *S]` with zeros at the far ends to sizes that the stride divides, and to two strides along one axis at least.
 
-    A map of a single position has no spread, and so no norm.
+    A map of a single position has no spread, and so no norm. The stride is that of all axes, or a list of one for each.
     """
-    counts: list[Any] = [(size + stride - 1) // stride for size in image.shape[2:]]
+    shape, strides = image.shape[2:], along_axes(stride, image.ndim - 2)
+    counts: list[Any] = [(size + step - 1) // step for size, step in zip(shape, strides, strict=True)]
     # No comparisons: an export follows one branch only, and has to hold for every size.
     counts[-1] = torch.sym_max(counts[-1], 3 - functools.reduce(torch.sym_max, counts))
-    sizes = zip(reversed(image.shape[2:]), reversed(counts), strict=True)
-    pads = [amount for size, count in sizes for amount in (0, count * stride - size)]
+    rests = [count * step - size for size, step, count in zip(shape, strides, counts, strict=True)]
+    pads = [amount for rest in reversed(rests) for amount in (0, rest)]
     return F.pad(image, pads) if torch.compiler.is_exporting() or any(pads) else image
 
 
