@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segline.models.transunet import StandardizedConv2d, TransUNet
+from segline.models.transunet import ResNet, StandardizedConv2d, TransUNet
 
 
 def small(**arguments: Any) -> TransUNet:
@@ -32,10 +32,10 @@ def test_levels_have_the_sizes_and_widths_of_the_authors_code() -> None:
         part.register_forward_hook(lambda _, __, out, name=name: sizes.update({name: getattr(out, "shape", ())}))
     network(torch.zeros(1, 3, 224, 256, device="meta"))
     wanted = {
-        "root": (64, 112, 128),
-        "stages.0": (256, 55, 63),
-        "stages.1": (512, 28, 32),
-        "stages.2": (1024, 14, 16),
+        "resnet.root": (64, 112, 128),
+        "resnet.stages.0": (256, 55, 63),
+        "resnet.stages.1": (512, 28, 32),
+        "resnet.stages.2": (1024, 14, 16),
         "transformer.embed": (768, 14, 16),
         "bottom": (512, 14, 16),
         "merge.0": (256, 28, 32),
@@ -64,7 +64,7 @@ def test_the_resnet_equals_timms() -> None:
     from timm.models.resnetv2 import DownsampleConv, ResNetV2
 
     torch.manual_seed(0)
-    ours = small(channels=[32, 64, 96]).double()
+    ours = ResNet(2, [32, 64, 96]).double()
     theirs = ResNetV2(
         (3, 4, 9),
         channels=(128, 256, 384),
@@ -110,7 +110,7 @@ def test_the_decoder_equals_its_definition() -> None:
     network = small().double().train()
     weights = dict(network.named_parameters())
     made: dict[str, Tensor] = {}
-    parts = {"half": network.root, "quarter": network.stages[0], "eighth": network.stages[1]}
+    parts = {"half": network.resnet.root, "quarter": network.resnet.stages[0], "eighth": network.resnet.stages[1]}
     for name, part in {**parts, "layers": network.transformer}.items():
         part.register_forward_hook(lambda _, __, output, name=name: made.update({name: output}))
     image = torch.randn(2, 2, 41, 48).double()

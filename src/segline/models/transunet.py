@@ -74,6 +74,36 @@ class Bottleneck(nn.Module):
         return F.relu(self.residual(features) + self.shortcut(features))
 
 
+class ResNet(nn.Module):
+    """Root and three stages of a ResNet-50, with group norm and standardised filters (BiT's "v2").
+
+    Args:
+        channels: Width of the bottlenecks in each stage; the root has the first one.
+
+    Shape:
+        `[B, in_channels, H, W]` of multiples of 16 -> features at 1/2, 1/4, 1/8 and 1/16, of `out_channels`.
+    """
+
+    def __init__(self, in_channels: int, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.root = nn.Sequential(*_conv_norm(in_channels, channels[0], 7, stride=2), nn.ReLU(inplace=True))
+        self.out_channels = [channels[0], *(4 * width for width in channels)]
+        self.stages = nn.ModuleList(
+            nn.Sequential(
+                Bottleneck(self.out_channels[stage], width, stride=2 if stage else 1),
+                *(Bottleneck(4 * width, width, stride=1) for _ in range(_NUM_BLOCKS[stage] - 1)),
+            )
+            for stage, width in enumerate(channels)
+        )
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        half = self.root(image)
+        quarter = self.stages[0](F.max_pool2d(half, 3, stride=2))
+        eighth = self.stages[1](quarter)
+        # Pooling without padding leaves a quarter less one.
+        return [half, F.pad(quarter, (0, 1, 0, 1)), eighth, self.stages[2](eighth)]
+
+
 class TransUNet(nn.Module):
     """ResNet whose coarsest features pass a vision transformer, and a decoder with skips from the ResNet (R50-ViT-B_16).
 
@@ -126,19 +156,11 @@ class TransUNet(nn.Module):
                 f"decoder_channels is {list(decoder_channels)}; expected five widths, such as [512, 256, 128, 64, 16]"
             )
         self.stride = 16
-        root = channels[0]
-        self.root = nn.Sequential(*_conv_norm(in_channels, root, 7, stride=2), nn.ReLU(inplace=True))
-        outside = [root, *(4 * width for width in channels)]
-        self.stages = nn.ModuleList(
-            nn.Sequential(
-                Bottleneck(outside[stage], width, stride=2 if stage else 1),
-                *(Bottleneck(4 * width, width, stride=1) for _ in range(_NUM_BLOCKS[stage] - 1)),
-            )
-            for stage, width in enumerate(channels)
-        )
+        self.resnet = ResNet(in_channels, channels)
+        *skips, deepest = self.resnet.out_channels
         self.transformer = VisionTransformer(
             2,
-            outside[-1],
+            deepest,
             patch_size=1,
             grid_size=math.ceil(image_size / self.stride),
             embed_dim=embed_dim,
@@ -151,21 +173,17 @@ class TransUNet(nn.Module):
         coarsest = decoder_channels[0]
         self.bottom = nn.Sequential(*conv_norm(2, embed_dim, coarsest, 3, "batch"), activation_layer("relu"))
         self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
-        skips = [*reversed(outside[:-1]), 0]
         self.merge = nn.ModuleList(
             ConvBlock(2, coarse + skip, fine, "batch", "relu")
-            for coarse, skip, fine in zip(decoder_channels, skips, decoder_channels[1:], strict=False)
+            for coarse, skip, fine in zip(decoder_channels, [*reversed(skips), 0], decoder_channels[1:], strict=False)
         )
         self.head = nn.Conv2d(decoder_channels[-1], num_classes, 3, padding=1)
         initialize(self)
 
     def forward(self, image: Tensor) -> Tensor:
         """Logits of an image."""
-        half = self.root(pad_to_multiple(image, self.stride))
-        quarter = self.stages[0](F.max_pool2d(half, 3, stride=2))
-        eighth = self.stages[1](quarter)
-        features = self.bottom(self.transformer(self.stages[2](eighth))[-1])
-        # Pooling without padding leaves a quarter less one.
-        for merge, skip in zip(self.merge, (eighth, F.pad(quarter, (0, 1, 0, 1)), half), strict=False):
+        *skips, deepest = self.resnet(pad_to_multiple(image, self.stride))
+        features = self.bottom(self.transformer(deepest)[-1])
+        for merge, skip in zip(self.merge, reversed(skips), strict=False):
             features = merge(torch.cat([self.up(features), skip], dim=1))
         return crop(self.head(self.merge[-1](self.up(features))), image.shape[2:])
