@@ -11,7 +11,7 @@ from segline.models.transunet import ResNet, StandardizedConv2d, TransUNet
 
 def small(**arguments: Any) -> TransUNet:
     torch.manual_seed(0)
-    few: dict[str, Any] = {"embed_dim": 8, "num_heads": 2, "num_layers": 1, "image_size": 64}
+    few: dict[str, Any] = {"embed_dim": 8, "num_heads": 2, "num_layers": 2, "image_size": 64}
     return TransUNet(2, 3, **{**few, "channels": [4, 6, 8], "decoder_channels": [10, 8, 6, 5, 4], **arguments})
 
 
