@@ -14,13 +14,13 @@ from segline.models.transformer import SelfAttention, TransformerLayer, VisionTr
 def vision(spatial_dims: int = 2, **arguments: Any) -> VisionTransformer:
     torch.manual_seed(0)
     few = {"patch_size": 2, "grid_size": 3, "embed_dim": 6, "num_heads": 3, "num_layers": 2, "mlp_ratio": 2}
-    return VisionTransformer(spatial_dims, 4, **{**few, "dropout": 0.0, "bias": True, **arguments})  # type: ignore[arg-type]
+    return VisionTransformer(spatial_dims, 4, **{**few, "dropout": 0.0, "bias": True, "eps": 1e-6, **arguments})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_layer_equals_torchs_whatever_bias_its_keys_have(bias: bool) -> None:
     torch.manual_seed(0)
-    ours = TransformerLayer(12, num_heads=3, mlp_ratio=2, dropout=0.0, bias=bias).double()
+    ours = TransformerLayer(12, num_heads=3, mlp_ratio=2, dropout=0.0, bias=bias, eps=1e-6).double()
     theirs = nn.TransformerEncoderLayer(
         12, 3, 24, dropout=0.0, activation="gelu", layer_norm_eps=1e-6, batch_first=True, norm_first=True
     ).double()
@@ -67,7 +67,7 @@ def test_a_layer_equals_torchs_whatever_bias_its_keys_have(bias: bool) -> None:
 
 def test_dropout_stands_in_the_perceptron_and_behind_the_embedding() -> None:
     torch.manual_seed(0)
-    layer, tokens = TransformerLayer(6, 3, 2, dropout=1.0, bias=True), torch.randn(1, 4, 6)
+    layer, tokens = TransformerLayer(6, 3, 2, dropout=1.0, bias=True, eps=1e-6), torch.randn(1, 4, 6)
     assert torch.equal(layer(tokens), tokens + layer.attention(tokens))
     assert not torch.allclose(layer.eval()(tokens), tokens + layer.attention(tokens))
     network = vision(dropout=1.0)

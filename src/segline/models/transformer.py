@@ -45,17 +45,18 @@ class TransformerLayer(nn.Module):
         mlp_ratio: Width of the hidden layer, in units of `embed_dim`.
         dropout: Share of values dropped behind each layer of the perceptron.
         bias: Whether queries and values have one.
+        eps: Added to the variance by norms.
 
     Shape:
         `[B, N, embed_dim]` -> `[B, N, embed_dim]`.
     """
 
-    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: int, dropout: float, bias: bool) -> None:
+    def __init__(self, embed_dim: int, num_heads: int, mlp_ratio: int, dropout: float, bias: bool, eps: float) -> None:
         super().__init__()
         hidden = mlp_ratio * embed_dim
-        self.attention = nn.Sequential(nn.LayerNorm(embed_dim, eps=1e-6), SelfAttention(embed_dim, num_heads, bias))
+        self.attention = nn.Sequential(nn.LayerNorm(embed_dim, eps=eps), SelfAttention(embed_dim, num_heads, bias))
         self.perceptron = nn.Sequential(
-            nn.LayerNorm(embed_dim, eps=1e-6),
+            nn.LayerNorm(embed_dim, eps=eps),
             nn.Linear(embed_dim, hidden),
             nn.GELU(),
             nn.Dropout(dropout),
@@ -83,6 +84,7 @@ class VisionTransformer(nn.Module):
         mlp_ratio: Width of a perceptron's hidden layer, in units of `embed_dim`.
         dropout: Share of values dropped behind the embedding and each layer of a perceptron.
         bias: Whether queries and values have one.
+        eps: Added to the variance by norms.
 
     Shape:
         `[B, in_channels, *S]` -> for each layer `[B, embed_dim, *S / patch_size]`.
@@ -108,6 +110,7 @@ class VisionTransformer(nn.Module):
         mlp_ratio: int,
         dropout: float,
         bias: bool,
+        eps: float,
     ) -> None:
         super().__init__()
         if embed_dim % num_heads:
@@ -120,9 +123,9 @@ class VisionTransformer(nn.Module):
         self.embed = CONV[spatial_dims](in_channels, embed_dim, patch_size, stride=patch_size)
         self.position = nn.Parameter(torch.empty(1, embed_dim, *[grid_size] * spatial_dims))
         self.dropout = nn.Dropout(dropout)
-        layers = [TransformerLayer(embed_dim, num_heads, mlp_ratio, dropout, bias) for _ in range(num_layers)]
+        layers = [TransformerLayer(embed_dim, num_heads, mlp_ratio, dropout, bias, eps) for _ in range(num_layers)]
         self.layers = nn.ModuleList(layers)
-        self.norm = nn.LayerNorm(embed_dim, eps=1e-6)
+        self.norm = nn.LayerNorm(embed_dim, eps=eps)
         nn.init.trunc_normal_(self.position, std=0.02)
         for module in self.modules():
             if isinstance(module, nn.Linear):

@@ -169,6 +169,7 @@ class TransUNet(nn.Module):
             mlp_ratio=mlp_ratio,
             dropout=dropout,
             bias=True,
+            eps=1e-6,
         )
         coarsest = decoder_channels[0]
         self.bottom = nn.Sequential(*conv_norm(2, embed_dim, coarsest, 3, "batch"), activation_layer("relu"))

@@ -112,6 +112,7 @@ class UNETR(nn.Module):
             mlp_ratio=mlp_ratio,
             dropout=dropout,
             bias=False,
+            eps=1e-5,
         )
 
         def double(inside: int, outside: int) -> nn.Module:
