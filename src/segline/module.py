@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 
 from segline.labels import Labels
-from segline.losses import DeepSupervision
+from segline.losses.combination import DeepSupervision
 from segline.metrics.overlap import Overlap
 from segline.optim import parameter_groups
 from segline.precision import memory_format

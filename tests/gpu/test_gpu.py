@@ -10,7 +10,7 @@ from torch import nn
 
 from segline import tables
 from segline.checkpoints import RESUME, read
-from segline.losses import DiceCELoss
+from segline.losses.combination import DiceCELoss
 from segline.models.attention_unet import AttentionUNet
 from segline.precision import fast_precision, memory_format
 
