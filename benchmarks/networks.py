@@ -37,7 +37,7 @@ ABLATION: dict[str, tuple[list[str], list[str]]] = {
     "loss=dice": (["loss=dice"], []),
     "loss=focal": (["loss=focal"], []),
     "residual_unet": (["model=residual_unet"], []),
-    "residual_unet without deep supervision": (["model=residual_unet", "model.deep_supervision=false"], []),
+    "residual_unet without deep supervision": (["model=residual_unet", "model.heads=false"], []),
 }
 
 
