@@ -7,7 +7,7 @@ import pytest
 
 import segline.run
 from segline.cli import main
-from segline.config import compose
+from segline.config import CONF_DIR, compose
 from segline.explain import Stopped, explained, nearest
 from segline.run import _asked
 
@@ -49,16 +49,21 @@ def test_help_shows_every_group_and_choice_without_torch() -> None:
         "experiment",
     ):
         assert f"{group}: " in shown.stdout
-    assert "attention_unet, smp, unet" in shown.stdout
+    assert f"model: {', '.join(sorted(file.stem for file in (CONF_DIR / 'model').glob('*.yaml')))}" in shown.stdout
 
 
 @pytest.mark.parametrize(
-    ("script", "taught"),
-    [("predict", "tta=[]"), ("eval", "calibrate=true"), ("export", "output=")],
+    ("script", "first", "taught"),
+    [
+        ("predict", "checkpoint", "tta=[]"),
+        ("eval", "checkpoint", "calibrate=true"),
+        ("export", "checkpoint", "output="),
+        ("models", "model", "size=[256,256]"),
+    ],
 )
-def test_help_of_every_command_teaches_without_torch(script: str, taught: str) -> None:
+def test_help_of_every_command_teaches_without_torch(script: str, first: str, taught: str) -> None:
     shown = run_light("--help", script=script).stdout
-    assert f"python src/{script}.py checkpoint=" in shown
+    assert f"python src/{script}.py {first}=" in shown
     assert taught in shown
 
 

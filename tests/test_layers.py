@@ -19,7 +19,7 @@ SRC = Path(__file__).parents[1] / "src"
 LAYERS = (
     {"cli", "run", "job", "scoring", "explain"},
     {"config"},
-    {"module", "budget", "callbacks", "averaging", "tracking", "tables", "examples", "report", "evaluation"},
+    {"module", "budget", "callbacks", "averaging", "tracking", "tables", "examples", "report", "evaluation", "costs"},
     {"data", "inference"},
     {
         "models",

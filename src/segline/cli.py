@@ -12,7 +12,7 @@ from segline.explain import explained
 from segline.processes import search_path
 
 #: What a user types -> the function of `segline.run`.
-_COMMANDS = {"train": "train", "predict": "predict", "eval": "evaluate", "export": "export"}
+_COMMANDS = {"train": "train", "predict": "predict", "eval": "evaluate", "export": "export", "models": "compare_models"}
 #: Overrides that are templates of paths, or lists of them, or an expression.
 _TEMPLATES = ("data.images", "data.masks", "data.group")
 #: What Hydra takes for a text without quotes.
@@ -33,6 +33,8 @@ def main(command: str | None = None) -> None:
     with explained(command, arguments):
         sweep = bool({"-m", "--multirun"} & set(arguments))
         sys.argv[1:] = [quoted(argument, sweep) for argument in going_on(arguments)]
+        if command == "models":
+            sys.argv[1:] = gathered(sys.argv[1:])
         from segline import run
 
         if command == "eval":
@@ -68,6 +70,17 @@ def quoted(argument: str, sweep: bool = False) -> str:
     if key in _TEMPLATES or (key in _PATHS and not separates):
         return key + equals + _text(value)
     return argument
+
+
+def gathered(arguments: Sequence[str]) -> list[str]:
+    """Let all that is said of models pass as one list of texts: Hydra would take model=a,b for a sweep.
+
+    >>> gathered(["model=unet,smp", "+model.channels=[8,16]", "size=[64,64]"])
+    ['size=[64,64]', "models=['model=unet,smp','+model.channels=[8,16]']"]
+    """
+    said = [argument for argument in arguments if re.match(r"[+~]*model[.=]", argument)]
+    others = [argument for argument in arguments if argument not in said]
+    return [*others, f"models=[{','.join(map(_text, said))}]"] if said else others
 
 
 def _text(value: str) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import ConfigCompositionException, InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -89,3 +92,30 @@ def offer_own_data(checkpoint: str | None = None) -> None:
 def build(config: DictConfig, **arguments: Any) -> Any:
     """The object that a config node describes, with plain dicts and lists as its arguments; more arguments go on top."""
     return instantiate(config, _convert_="all", **arguments)
+
+
+def networks(said: Sequence[str], **arguments: Any) -> dict[str, Callable[[], Any]]:
+    """What builds each network, by its name; within a running command, whose folder of a user's own configs counts.
+
+    A call raises a ValueError where a network refuses.
+
+    Args:
+        said: Overrides of all: `model=a,b` names the networks, else there are all of the group; `model.channels=[8,16]` changes each.
+        arguments: What data say, such as `in_channels`; of them a network gets what its config names.
+    """
+    choices = [override.removeprefix("model=") for override in said if override.startswith("model=")]
+    options = GlobalHydra.instance().config_loader().get_group_options("model")
+    names = choices[-1].strip("[]").split(",") if choices else options
+    others = [override for override in said if not override.startswith("model=")]
+    for name in set(names) - set(options):
+        hydra_compose("train", overrides=[f"model={name}"])  # raises: one misspelt is said before any is built
+    return {name: partial(_build_network, [f"model={name}", *others], arguments) for name in names}
+
+
+def _build_network(overrides: list[str], arguments: dict[str, Any]) -> Any:
+    try:
+        node = hydra_compose("train", overrides=overrides).model
+        return build(node, **{key: value for key, value in arguments.items() if key in node})
+    except (ConfigCompositionException, InstantiationException) as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) else None
+        raise ValueError(str(cause or error)) from error

@@ -18,10 +18,10 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from segline.commit import temporary_path
-from segline.config import CONF_DIR, CONFIG, LOCK, offer_own_data
+from segline.config import CONF_DIR, CONFIG, LOCK, networks, offer_own_data
 from segline.explain import Stopped
 
-__all__ = ["evaluate", "export", "offer_own_data", "predict", "train"]
+__all__ = ["compare_models", "evaluate", "export", "offer_own_data", "predict", "train"]
 
 #: After SIGTERM the launcher would kill after 30 seconds, which the running validation and the saving may take longer than.
 _MOST_SECONDS_TO_SAVE = 3600
@@ -153,15 +153,19 @@ def evaluate(config: DictConfig) -> float | None:
 def _asked(config: DictConfig) -> dict[str, Any]:
     """How a trained network is asked, by the names of `segline.inference.predictor.Settings`."""
     trainer, plain = config.trainer, _listed(_plain(config))
-    device = {"gpu": "cuda"}.get(trainer.accelerator, trainer.accelerator)
     asked = {name: plain[name] for name in ASKED if name in plain}
-    return {**asked, "device": device, "precision": _precision(trainer.precision)}
+    return {**asked, "device": _device(trainer), "precision": _precision(trainer.precision)}
 
 
 def _listed(plain: dict[str, Any]) -> dict[str, Any]:
     """Settings of several names as lists: also=gpkg is one name, not four letters."""
     single = [name for name in ("also", "tta", "trust") if name in plain and not isinstance(plain[name], list)]
     return {**plain, **{name: [plain[name]] for name in single}}
+
+
+def _device(trainer: DictConfig) -> str:
+    """Torch's name of the hardware that is asked for."""
+    return str({"gpu": "cuda"}.get(trainer.accelerator, trainer.accelerator))
 
 
 def _precision(asked: Any) -> str | None:
@@ -180,6 +184,28 @@ def export(config: DictConfig) -> None:
     from segline.inference.export import export_network
 
     export_network(**_listed(_plain(config)))
+
+
+@_command("models")
+def compare_models(config: DictConfig) -> None:
+    """Print what networks cost: weights, arithmetic, field of view, memory and time."""
+    size, numbers = config.size, [config[name] for name in ("in_channels", "num_classes", "batch_size", "repeats")]
+    if not OmegaConf.is_list(size) or len(size) not in (2, 3) or not all(isinstance(n, int) and n > 0 for n in size):
+        raise ValueError(f"size is {size}; expected pixels along two axes, such as [256,256], or three of volumes")
+    if not all(isinstance(number, int) and number > 0 for number in numbers):
+        raise ValueError(f"in_channels, num_classes, batch_size and repeats are {numbers}; expected numbers from 1")
+    asked = {"in_channels": config.in_channels, "num_classes": config.num_classes, "spatial_dims": len(config.size)}
+    makers = networks(config.models, **asked)
+    from segline.costs import Trial, print_costs
+    from segline.inference.network import choose_device
+    from segline.precision import fast_precision
+
+    device = choose_device(_device(config.trainer))
+    precision = _precision(config.trainer.precision) or fast_precision(device.type)
+    trial = Trial(
+        list(config.size), config.in_channels, config.num_classes, config.batch_size, config.repeats, device, precision
+    )
+    print_costs(makers, trial)
 
 
 def _check_complete(config: DictConfig, usage: str) -> None:

@@ -48,9 +48,7 @@ def class_table(scores: Mapping[str, float], labels: Labels, split: str, style: 
                 r"\end{tabular}",
             ]
         )
-    if style == "markdown":
-        rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    return _aligned(rows, style)
+    return aligned(rows, style)
 
 
 def further_table(summary: Mapping[str, Any]) -> str:
@@ -69,7 +67,7 @@ def further_table(summary: Mapping[str, Any]) -> str:
                 *(_number(row[key], key) for key in ("surface_dice", "boundary_iou", "object_f1", "pq")),
             ]
         )
-    return _aligned(rows, "plain")
+    return aligned(rows, "plain")
 
 
 def bounds(low: float, high: float) -> str:
@@ -77,8 +75,10 @@ def bounds(low: float, high: float) -> str:
     return "–" if low != low else f"{low:.3f} to {high:.3f}"
 
 
-def _aligned(rows: list[list[str]], style: str) -> str:
-    """Columns of equal width; in plain text the last row stands below a rule."""
+def aligned(rows: list[list[str]], style: str) -> str:
+    """Columns of equal width, `plain` or `markdown`; in plain text the last row stands below a rule."""
+    if style == "markdown":
+        rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from segline.inference.tiled import Network
 
-#: Pixels along an axis after which a network counts as one that looks at everything.
-_MOST = 4096
+#: Pixels along an axis after which a network counts as one that looks at everything, by the number of axes.
+_MOST = {2: 4096, 3: 1300}
 
 
 def measure_margin(network: Network, in_channels: int, spatial_dims: int, stride: int) -> list[int]:
@@ -24,31 +27,79 @@ def measure_margin(network: Network, in_channels: int, spatial_dims: int, stride
     Raises:
         ValueError: It looks at the whole image, as by instance normalisation or pooling over it.
     """
-    return [_along(network, in_channels, spatial_dims, stride, axis) for axis in range(spatial_dims)]
+    margins = []
+    for axis in range(spatial_dims):
+        found = _wide_enough(network, in_channels, spatial_dims, stride, axis)
+        if found is None:
+            raise ValueError(
+                f"the network looks at more than {_MOST[spatial_dims] // 2} pixels around each, as with instance normalisation or "
+                "pooling over the whole image: no tiles can give what the whole image would; set blend=gaussian"
+            )
+        shape, seen = found
+        touched, middle = seen // stride, _middle(shape, stride, axis) // stride
+        margins.append(int(max(middle - touched.min(), touched.max() - middle)) * stride)
+    return margins
 
 
-def _along(network: Network, in_channels: int, spatial_dims: int, stride: int, axis: int) -> int:
+def measure_field(network: Network, in_channels: int, spatial_dims: int, stride: int) -> list[int] | None:
+    """The receptive field: how many pixels along each axis an output depends on, at most; None where that is the whole image.
+
+    Outputs within a cell of the network's grid look differently far. So each pixel of a cell is made nan, one by one; arguments as of
+    `measure_margin`.
+    """
+    fields: list[int] = []
+    known: dict[
+        tuple[int, bytes], int
+    ] = {}  # an axis along which a cell is seen from the same places as along one before
+    for axis in range(spatial_dims):
+        found = _wide_enough(network, in_channels, spatial_dims, stride, axis)
+        if found is None:
+            return None
+        shape, seen = found
+        key = shape[2 + axis], seen.tobytes()
+        if key not in known:
+            known[key] = _width(network, shape, stride, axis)
+        fields.append(known[key])
+    return fields
+
+
+def _width(network: Network, shape: tuple[int, ...], stride: int, axis: int) -> int:
+    """The widest field along an axis, of the outputs of a cell."""
+    first, last = np.full(stride, np.inf), np.full(stride, -np.inf)  # relative to each output
+    middle = _middle(shape, stride, axis)
+    for pixel in range(middle, middle + stride):
+        outputs = _seen_from(network, shape, axis, slice(pixel, pixel + 1))
+        # As one output sees this pixel, the next one of its kind sees the pixel a stride further on.
+        np.minimum.at(first, outputs % stride, pixel - outputs)
+        np.maximum.at(last, outputs % stride, pixel - outputs)
+    return int((last - first).max()) + 1
+
+
+def _wide_enough(
+    network: Network, in_channels: int, spatial_dims: int, stride: int, axis: int
+) -> tuple[tuple[int, ...], NDArray[np.intp]] | None:
+    """The shape of an image at whose ends the cell in its middle is not seen, and from where that is; None if there is none."""
     cells = 9
-    while cells * stride <= _MOST:
+    while cells * stride <= _MOST[spatial_dims]:
         size = [2 * stride] * spatial_dims  # thin: the field along one axis does not depend on the others
         size[axis] = cells * stride
-        image = np.zeros((1, in_channels, *size), np.float32)
-        middle = cells // 2
-        image[
-            (
-                ...,
-                *(
-                    slice(middle * stride, (middle + 1) * stride) if i == axis else slice(None)
-                    for i in range(spatial_dims)
-                ),
-            )
-        ] = np.nan
-        seen = np.isnan(network(image)).any(axis=tuple(i for i in range(spatial_dims + 2) if i != axis + 2))
-        touched = np.flatnonzero(seen) // stride
-        if touched.min() > 0 and touched.max() < cells - 1:
-            return int(max(middle - touched.min(), touched.max() - middle)) * stride
+        shape = (1, in_channels, *size)
+        middle = _middle(shape, stride, axis)
+        seen = _seen_from(network, shape, axis, slice(middle, middle + stride))
+        if seen.min() >= stride and seen.max() < (cells - 1) * stride:
+            return shape, seen
         cells = 2 * cells + 1
-    raise ValueError(
-        f"the network looks at more than {_MOST // 2} pixels around each, as with instance normalisation or pooling over the whole "
-        "image: no tiles can give what the whole image would; set blend=gaussian"
-    )
+    return None
+
+
+def _middle(shape: tuple[int, ...], stride: int, axis: int) -> int:
+    """The first pixel of the cell in the middle."""
+    return shape[2 + axis] // stride // 2 * stride
+
+
+def _seen_from(network: Network, shape: tuple[int, ...], axis: int, place: slice) -> NDArray[np.intp]:
+    """Outputs along an axis that turn nan if the image is nan in a place."""
+    image: NDArray[Any] = np.zeros(shape, np.float32)
+    np.moveaxis(image, 2 + axis, 0)[place] = np.nan
+    others = tuple(i for i in range(len(shape)) if i != 2 + axis)
+    return np.flatnonzero(np.isnan(network(image)).any(axis=others))
