@@ -40,6 +40,7 @@ def test_help_shows_every_group_and_choice_without_torch() -> None:
         "loss",
         "data",
         "data/augment",
+        "data/weight_map",
         "metrics",
         "optimizer",
         "scheduler",

@@ -7,6 +7,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from segline import job, tables
 from segline.averaging import WeightAverage
@@ -14,6 +15,7 @@ from segline.budget import LearningRate
 from segline.callbacks import Checkpoints
 from segline.checkpoints import BEST, RESUME, read
 from segline.config import compose
+from segline.losses import CrossEntropyLoss, Loss
 from segline.schedules import Cosine
 
 TINY = [
@@ -213,6 +215,38 @@ def test_no_part_of_a_gradient_is_saved(tmp_path: Path, few_scenes: Path, monkey
     often = ["callbacks.checkpoint_minutes=0", "trainer.accumulate_grad_batches=2", "data.steps_per_epoch=7"]
     run(tmp_path / "run", few_scenes, "trainer.max_epochs=1", *often)
     assert saved == [2, 4, 6, 0]
+
+
+@pytest.mark.slow
+def test_a_weight_map_reaches_the_loss_of_training_alone(
+    tmp_path: Path, few_scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Tensor | None] = []
+
+    def watch(self: CrossEntropyLoss, logits: Tensor, mask: Tensor, weight: Tensor | None = None) -> Tensor:
+        seen.append(weight)
+        return Loss.forward(self, logits, mask, weight)
+
+    monkeypatch.setattr(CrossEntropyLoss, "forward", watch)
+    # Of two classes, so that none weighs more than 2 by its rarity.
+    two = [
+        "data.labels.classes={background: 0, nucleus: [1, 2]}",
+        "~data.labels.classes.mitosis",
+        "data.labels.colors=null",
+    ]
+    steps = ["trainer.max_epochs=1", "loss=ce", "data.window=[128,128]"]
+    run(tmp_path / "run", few_scenes, *two, *steps, "data/weight_map=border", "data.weight_map.w0=50")
+    trained, evaluated = seen[:4], seen[4:]
+    assert all(weight is not None and weight.shape == (1, 128, 128) for weight in trained)
+    assert max(float(weight.max()) for weight in trained if weight is not None) > 5
+    assert evaluated
+    assert all(weight is None for weight in evaluated)
+
+
+@pytest.mark.parametrize("twice", ["class_weights=true", "loss.class_weights=[1,2,3]"])
+def test_classes_are_not_balanced_twice(tmp_path: Path, few_scenes: Path, twice: str) -> None:
+    with pytest.raises(ValueError, match=r"data\.weight_map balances the classes already.*set class_weights=false"):
+        run(tmp_path / "run", few_scenes, "data/weight_map=border", twice)
 
 
 @pytest.mark.parametrize(

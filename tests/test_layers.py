@@ -28,6 +28,7 @@ LAYERS = (
         "schedules",
         "optim",
         "augment",
+        "weight_map",
         "tiling",
         "pictures",
         "overlay",

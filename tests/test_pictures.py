@@ -275,6 +275,14 @@ def test_augmented_windows_stand_above_their_masks(labels: Labels) -> None:
     assert pixels(figure).std() > 10
 
 
+def test_weights_stand_below_their_windows_on_one_scale() -> None:
+    windows = [{**case(CELLS, (8, 8)), "weight": np.full((8, 8), weight, np.float32)} for weight in (0.0, 2.0, 4.0)]
+    panels = shown(augmented_grid([{k: w[k] for k in ("image", "mask", "weight")} for w in windows], CELLS))
+    assert len(panels) == 9
+    black, middle, white = (panel.mean() for panel in panels[6:])
+    assert black < 5 < 60 < middle < 130 < 200 < white
+
+
 def test_curves_draw_the_rows_and_mark_the_best_epoch() -> None:
     rows = [
         {"epoch": 0.0, "train/loss": 2.0, "lr": 0.1},

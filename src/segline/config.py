@@ -60,7 +60,7 @@ def own_data(checkpoint: str | None) -> dict[str, Any]:
     node = content.get("data") if isinstance(content, dict) else None
     if not isinstance(node, dict):
         raise ValueError(f"{path} describes no data; set data=NAME, or data=folder data.images=...")
-    node["augment"] = None
+    node |= {"augment": None, "weight_map": None}  # of training alone
     known = {match for file in (CONF_DIR / "data").rglob("*.yaml") for match in _TARGET.findall(file.read_text())}
     for place, value in _leaves(node):
         key = place[-1]

@@ -117,6 +117,11 @@ def _build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentat
             f"loss={config.run.loss} takes {' or '.join(sorted(loss.schemes))} labels, but data={config.run.data} "
             f"has {data.labels.scheme} ones; set loss=dice_ce, which takes both"
         )
+    if data.weight_map is not None and data.labels.exclusive and getattr(loss, "class_weights", None) is not None:
+        raise ValueError(
+            "data.weight_map balances the classes already, and class_weights would once more; set class_weights=false and "
+            "loss.class_weights=null, or data/weight_map=null"
+        )
     network: nn.Module = build(config.model)
     channels_last = config.trainer.channels_last
     if channels_last:

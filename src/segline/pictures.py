@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
@@ -106,17 +107,20 @@ def case_grid(cases: Sequence[Mapping[str, Any]], labels: Labels) -> Figure:
 
 
 def augmented_grid(samples: Sequence[Mapping[str, NDArray[Any]]], labels: Labels) -> Figure:
-    """Augmented windows above, the same with their masks below."""
+    """Augmented windows above, the same with their masks below, and their weights where they have some."""
     panels, colored = [], []
+    most = max((float(sample["weight"].max()) for sample in samples if "weight" in sample), default=1.0)
     for sample in samples:
         shown = flat(sample, labels)
         rgb = to_rgb(shown["image"], labels.counted(shown["mask"]))
-        panels.append((rgb, overlay(rgb, shown["mask"], labels)))
+        weights = [colormaps["magma"](shown["weight"] / most, bytes=True)[..., :3]] if "weight" in shown else []
+        panels.append((rgb, overlay(rgb, shown["mask"], labels), *weights))
         colored.append(np.where(labels.foreground(shown["mask"])[..., None], colorize(shown["mask"], labels), 0))
     rows = [list(row) for row in zip(*panels, strict=True)]
     shown_classes = {labels.names[k]: _class_colors(labels)[labels.names[k]] for k in labels.shown}
     legends = [(0, len(samples), _occurring(shown_classes, colored))]
-    return _grid(rows, ["training windows as augmented", "with their masks"], [], legends, panel=2.0)
+    titles = ["training windows as augmented", "with their masks", f"and weights, from black for 0 to {most:.3g}"]
+    return _grid(rows, titles[: len(rows)], [], legends, panel=2.0)
 
 
 def curves(rows: Sequence[Mapping[str, float]], objective: str) -> Figure:

@@ -60,7 +60,7 @@ def _draw_augmented(path: Path, data: SegmentationDataModule) -> None:
     """The first samples of the training, as the network will see them."""
     windows = data.train_dataset()
     samples = [windows[0, number] for number in range(_NUM_AUGMENTED)]
-    arrays = [{key: sample[key].numpy() for key in ("image", "mask")} for sample in samples]
+    arrays = [{key: sample[key].numpy() for key in sample.keys() & {"image", "mask", "weight"}} for sample in samples]
     pictures.save(pictures.augmented_grid(arrays, data.labels), path)
 
 

@@ -17,6 +17,7 @@ from segline.data.datamodule import SegmentationDataModule
 from segline.data.describe import describe
 from segline.io.open import open_image
 from segline.labels import IGNORE_INDEX, Labels
+from segline.weight_map import BorderWeights
 
 LABELS = Labels({"background": 0, "cell": 1, "rare": 2}, background="background", ignore=[9])
 
@@ -84,6 +85,17 @@ def test_class_weights_follow_the_root_of_the_training_shares(root: Path) -> Non
     assert weights[1] / weights[0] == pytest.approx(np.sqrt(counts[0] / counts[1]))
     assert np.mean(weights[:2]) == pytest.approx(1)
     assert weights[2] == 0  # never seen
+
+
+def test_a_weight_map_balances_the_classes_by_the_training_part_alone(root: Path) -> None:
+    data = module(root, weight_map=BorderWeights(w0=3.0, sigma=0.1))  # too narrow to reach from object to object
+    data.prepare()
+    batch, weights = next(iter(data.train_dataloader())), torch.tensor(data.class_weights())
+    valid = batch["mask"] != IGNORE_INDEX
+    assert batch["weight"].shape == batch["mask"].shape
+    assert torch.equal(batch["weight"][valid], weights[batch["mask"][valid]].float())
+    assert weights[0] < weights[1]
+    assert "weight" not in next(iter(data.val_dataloader()))
 
 
 def test_what_will_be_trained_on_is_described(root: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from itertools import product
 from pathlib import Path
 
@@ -18,21 +19,26 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from segline.augment import Augment, Turn, Warp
 from segline.data import loaders, windows
 from segline.data.cases import Case
 from segline.data.loaders import make_loader
 from segline.data.scan import scan
 from segline.data.synthetic.biomedical import write_biomedical
 from segline.data.windows import EqualSampler, Reader, TileWindows, TrainWindows, WindowSampler
+from segline.io import masks as mask_files
 from segline.io.normalize import Normalize
 from segline.io.open import open_image, open_mask
 from segline.io.source import MaskSource, Source
 from segline.labels import IGNORE_INDEX, Labels
+from segline.weight_map import BorderWeights
 
 LABELS = Labels({"background": 0, "cell": 1, "rare": 2}, background="background", ignore=[9])
 
 
-def reader(folder: Path, *masks: NDArray[np.uint8], labels: Labels = LABELS, objects: bool = False) -> Reader:
+def reader(
+    folder: Path, *masks: NDArray[np.uint8], labels: Labels = LABELS, objects: bool = False, instances: bool = False
+) -> Reader:
     """Images whose two bands say where a pixel lies, with these masks; with `objects`, one file for each value of a mask."""
     cases = []
     for number, mask in enumerate(masks):
@@ -49,7 +55,8 @@ def reader(folder: Path, *masks: NDArray[np.uint8], labels: Labels = LABELS, obj
         return image, open_mask(case.masks, labels, like=image, objects=case.objects)
 
     facts = scan(cases, open_case, labels, None)
-    return Reader(cases, [facts[case.name] for case in cases], open_case, Normalize("dataset", [0, 0], [1, 1]), labels)
+    normalize = Normalize("dataset", [0, 0], [1, 1])
+    return Reader(cases, [facts[case.name] for case in cases], open_case, normalize, labels, instances)
 
 
 def noise(shape: tuple[int, int], seed: int = 0) -> NDArray[np.uint8]:
@@ -99,7 +106,8 @@ def test_instances_move_with_the_mask_and_end_at_the_image(tmp_path: Path) -> No
     objects = np.zeros((20, 20), np.uint8)
     objects[2:8, 2:8], objects[10:19, 5:15] = 1, 2
     labels = Labels({"background": 0, "cell": 1}, background="background")
-    windows = TrainWindows(reader(tmp_path, objects, labels=labels, objects=True), [32, 12], 0.0, 0, None)
+    files = reader(tmp_path, objects, labels=labels, objects=True, instances=True)
+    windows = TrainWindows(files, [32, 12], 0.0, 0, None)
     for number in range(5):
         sample = windows[0, number]
         inside = sample["mask"].numpy() != IGNORE_INDEX
@@ -108,6 +116,31 @@ def test_instances_move_with_the_mask_and_end_at_the_image(tmp_path: Path) -> No
         np.testing.assert_array_equal(sample["instances"].numpy()[inside], objects[rows, columns][inside])
         assert not sample["instances"].numpy()[~inside].any()
         np.testing.assert_array_equal(sample["mask"].numpy()[inside], (objects > 0)[rows, columns][inside])
+
+
+def test_weights_are_those_of_the_augmented_window_and_its_instances(tmp_path: Path) -> None:
+    objects = np.zeros((20, 20), np.uint8)
+    objects[2:8, 2:8], objects[8:19, 5:15] = 1, 2  # they touch
+    labels = Labels({"background": 0, "cell": 1}, background="background")
+    files = reader(tmp_path, objects, labels=labels, objects=True, instances=True)
+    weigh = partial(BorderWeights(), labels=labels, class_weights=[0.5, 1.5])
+    geometry = Augment({"warp": Warp(1.0, 30.0, (0.9, 1.1)), "turn": Turn()})
+    for number in range(5):
+        plain = TrainWindows(files, [24, 24], 0.0, 0, geometry)[0, number]
+        sample = TrainWindows(files, [24, 24], 0.0, 0, geometry, weigh)[0, number]
+        arrays = {name: plain[name].numpy() for name in ("mask", "instances")}
+        assert torch.equal(plain["image"], sample["image"])
+        assert (sample["weight"].dtype, sample["weight"].shape) == (torch.float32, sample["mask"].shape)
+        np.testing.assert_array_equal(sample["weight"].numpy(), weigh(arrays))
+        assert sample["weight"].max() > 5  # between the two, which are one component of the mask
+        assert "weight" not in plain
+
+
+def test_instances_are_read_only_where_they_are_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = np.eye(20, dtype=np.uint8)
+    files = reader(tmp_path, mask, labels=Labels({"background": 0, "cell": 1}), objects=True)
+    monkeypatch.setattr(mask_files.ObjectsMask, "instances", None)  # nothing that could be called
+    assert TrainWindows(files, [16, 16], 0.0, 0, None)[0, 0].keys() == {"image", "mask", "case"}
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create 4 worker")  # more than this machine has cores

@@ -280,9 +280,10 @@ def test_the_data_of_a_run_is_data_and_not_code(tmp_path: Path) -> None:
         "_target_": "segline.data.datamodule.SegmentationDataModule",
         "labels": {"_target_": "segline.labels.Labels", "classes": {"a": 0}},
         "augment": {"a": 1},
+        "weight_map": {"_target_": "segline.weight_map.BorderWeights"},
     }
     (run / "config.yaml").write_text(yaml.safe_dump({"data": node}))
-    assert own_data(str(run)) == own_data(str(run / "best.ckpt")) == {**node, "augment": None}
+    assert own_data(str(run)) == own_data(str(run / "best.ckpt")) == {**node, "augment": None, "weight_map": None}
     strange: list[dict[str, Any]] = [
         {"deeper": [{"_target_": "os.system"}]},
         {"root": "${oc.env:HOME}"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from segline.io.open import open_image, open_mask
 from segline.io.source import Block, MaskSource, Source
 from segline.io.vectors import Burn
 from segline.labels import Labels
+from segline.weight_map import BorderWeights
 from segline.words import count_of
 
 
@@ -50,6 +52,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         batch_size: Windows a step and process.
         steps_per_epoch: Batches between two validations.
         augment: What is done to training windows; None for nothing.
+        weight_map: Gives each pixel of a training window its weight in the loss, which balances the classes, too; None: all weigh 1.
         num_workers: Processes that load; None: one for each core that training leaves, 16 at most.
         seed: Of all samples.
         origin: Where the data set comes from, for the message when it is missing.
@@ -80,6 +83,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         batch_size: int = 4,
         steps_per_epoch: int = 25,
         augment: Augment | None = None,
+        weight_map: BorderWeights | None = None,
         num_workers: int | None = None,
         seed: int = 0,
         origin: str | None = None,
@@ -91,6 +95,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.group, self.val, self.test, self.blocks = group, val, test, blocks
         self.bands, self.spacing_mm, self.burn = bands, spacing_mm, burn
         self.normalize, self.foreground, self.augment, self.seed = Normalize(normalize), foreground, augment, seed
+        self.weight_map = weight_map
         self.batch_size, self.steps_per_epoch = batch_size, steps_per_epoch
         self.num_workers = spare_cores() if num_workers is None else num_workers
         self.cases: dict[str, list[Case]] = {}
@@ -265,7 +270,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         """Let training start within an epoch, after so many batches: for a resume."""
         self._progress = (epoch, batches)
 
-    def reader(self, split: str) -> Reader:
+    def reader(self, split: str, instances: bool = False) -> Reader:
         """Reads samples of a part."""
         cases = self.cases[split]
         return Reader(
@@ -274,11 +279,16 @@ class SegmentationDataModule(pl.LightningDataModule):
             lambda case: self.open(case)[:2],
             self.normalize,
             self.labels,
+            instances,
         )
 
     def train_dataset(self) -> TrainWindows:
         """Random windows of the training part."""
-        return TrainWindows(self.reader("train"), self.window, self.foreground, self.seed, self.augment)
+        weigh = None
+        if self.weight_map is not None:
+            weigh = partial(self.weight_map, labels=self.labels, class_weights=self.class_weights())
+        reader = self.reader("train", instances=weigh is not None)
+        return TrainWindows(reader, self.window, self.foreground, self.seed, self.augment, weigh)
 
     def train_dataloader(self) -> Loader:
         """Batches of random windows."""

@@ -35,6 +35,7 @@ class Reader:
         open_case: Opens one.
         normalize: Fitted to the training part.
         labels: Meaning of the masks.
+        instances: Whether samples have `instances`, where the case has them.
     """
 
     cases: Sequence[Case]
@@ -42,6 +43,7 @@ class Reader:
     open_case: Open
     normalize: Normalize
     labels: Labels
+    instances: bool = False
 
     def __post_init__(self) -> None:
         self._opened: OrderedDict[int, Any] = OrderedDict()
@@ -52,7 +54,7 @@ class Reader:
         image, mask = read_padded(image_source, window), read_padded(mask_source, window)
         mask[..., np.isnan(image).all(0)] = IGNORE_INDEX
         sample = {"image": self.normalize(image, self.facts[index].statistics), "mask": mask}
-        if hasattr(mask_source, "instances"):
+        if self.instances and hasattr(mask_source, "instances"):
             sample["instances"] = _read_instances(mask_source, window)
         return sample
 
@@ -75,8 +77,8 @@ class Reader:
             "mask": mask.long() if self.labels.exclusive else mask,
             "case": torch.tensor(index),
         }
-        if "instances" in sample:
-            tensors["instances"] = torch.from_numpy(np.ascontiguousarray(sample["instances"]))
+        for name in sample.keys() & {"instances", "weight"}:
+            tensors[name] = torch.from_numpy(np.ascontiguousarray(sample[name]))
         return tensors
 
 
@@ -93,18 +95,20 @@ class TrainWindows(Dataset[dict[str, Tensor]]):
         foreground: Share of windows laid over a class.
         seed: Of all samples.
         augment: What is done to a window; None for nothing.
+        weigh: Gives the weight of each pixel of the augmented window, `[*S]`; None: samples have no `weight`.
     """
 
     def __init__(
-        self, reader: Reader, window: Sequence[int], foreground: float, seed: int, augment: Augment | None
+        self,
+        reader: Reader,
+        window: Sequence[int],
+        foreground: float,
+        seed: int,
+        augment: Augment | None,
+        weigh: Callable[[dict[str, NDArray[Any]]], NDArray[np.float32]] | None = None,
     ) -> None:
-        self.reader, self.window, self.foreground, self.seed, self.augment = (
-            reader,
-            tuple(window),
-            foreground,
-            seed,
-            augment,
-        )
+        self.reader, self.window, self.foreground, self.seed = reader, tuple(window), foreground, seed
+        self.augment, self.weigh = augment, weigh
         sizes = np.array([np.prod(f.shape) for f in reader.facts], float)
         self._share = np.sqrt(sizes) / np.sqrt(sizes).sum()
 
@@ -117,6 +121,8 @@ class TrainWindows(Dataset[dict[str, Tensor]]):
         sample = self.reader.read(index, tuple(slice(s, s + w) for s, w in zip(start, self.window, strict=True)))
         if self.augment is not None:
             sample = self.augment(sample, rng)
+        if self.weigh is not None:
+            sample = {**sample, "weight": self.weigh(sample)}
         return self.reader.tensors(sample, index)
 
     def _anywhere(self, facts: Facts, rng: np.random.Generator) -> list[int]:
