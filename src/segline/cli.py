@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from segline.explain import explained
 from segline.processes import search_path
+from segline.refusals import explained
 
 #: What a user types -> the function of `segline.run`.
 _COMMANDS = {"train": "train", "predict": "predict", "eval": "evaluate", "export": "export"}

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segline.commit import temporary_path
 from segline.config import CONF_DIR, CONFIG, LOCK, offer_own_data
-from segline.explain import Stopped
+from segline.refusals import Stopped
 
 __all__ = ["evaluate", "export", "offer_own_data", "predict", "train"]
 
