@@ -12,7 +12,7 @@ from segline.processes import search_path
 from segline.refusals import explained
 
 #: What a user types -> the function of `segline.run`.
-_COMMANDS = {"train": "train", "predict": "predict", "eval": "evaluate", "export": "export"}
+_COMMANDS = {"train": "train", "predict": "predict", "eval": "evaluate", "export": "export", "explain": "explain"}
 #: Overrides that are templates of paths, or lists of them, or an expression.
 _TEMPLATES = ("data.images", "data.masks", "data.group")
 #: What Hydra takes for a text without quotes.

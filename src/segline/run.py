@@ -21,7 +21,7 @@ from segline.commit import temporary_path
 from segline.config import CONF_DIR, CONFIG, LOCK, offer_own_data
 from segline.refusals import Stopped
 
-__all__ = ["evaluate", "export", "offer_own_data", "predict", "train"]
+__all__ = ["evaluate", "explain", "export", "offer_own_data", "predict", "train"]
 
 #: After SIGTERM the launcher would kill after 30 seconds, which the running validation and the saving may take longer than.
 _MOST_SECONDS_TO_SAVE = 3600
@@ -153,9 +153,13 @@ def evaluate(config: DictConfig) -> float | None:
 def _asked(config: DictConfig) -> dict[str, Any]:
     """How a trained network is asked, by the names of `segline.inference.predictor.Settings`."""
     trainer, plain = config.trainer, _listed(_plain(config))
-    device = {"gpu": "cuda"}.get(trainer.accelerator, trainer.accelerator)
     asked = {name: plain[name] for name in ASKED if name in plain}
-    return {**asked, "device": device, "precision": _precision(trainer.precision)}
+    return {**asked, "device": _device(trainer), "precision": _precision(trainer.precision)}
+
+
+def _device(trainer: DictConfig) -> str:
+    """Torch's name of what the trainer's accelerator is."""
+    return {"gpu": "cuda"}.get(trainer.accelerator, trainer.accelerator)
 
 
 def _listed(plain: dict[str, Any]) -> dict[str, Any]:
@@ -180,6 +184,18 @@ def export(config: DictConfig) -> None:
     from segline.inference.export import export_network
 
     export_network(**_listed(_plain(config)))
+
+
+@_command("explain")
+def explain(config: DictConfig) -> None:
+    """Draw what a trained network has learned, and what it looks at in a file."""
+    _check_complete(config, "python src/explain.py checkpoint=RUN input=FILE")
+    from segline.interpretation import explain as explaining
+
+    plain = _listed(_plain(config))
+    device, class_name = _device(config.trainer), plain.pop("class")
+    del plain["trainer"]
+    explaining.explain(**plain, device=device, class_name=class_name)
 
 
 def _check_complete(config: DictConfig, usage: str) -> None:

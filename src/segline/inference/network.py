@@ -36,7 +36,7 @@ def open_checkpoint(
     Raises:
         ValueError: The checkpoint is not what it should be, or there is no such device.
     """
-    place = _device(device)
+    place = choose_device(device)
     network, card = load_network(path, trust)
     labels = Labels(**card.labels)
     precision = full_name(precision) if precision else card.precision
@@ -77,7 +77,12 @@ def load_network(path: Path, trust: Sequence[str]) -> tuple[torch.nn.Module, Car
     return network.eval(), replace(card, stride=stride if isinstance(stride, int) else None)
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
+    """A device by name; of `auto` a GPU where there is one.
+
+    Raises:
+        ValueError: There is no such device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name.startswith("cuda") and not torch.cuda.is_available():
