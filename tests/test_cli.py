@@ -8,7 +8,7 @@ import pytest
 import segline.run
 from segline.cli import main
 from segline.config import CONF_DIR, compose
-from segline.explain import Stopped, explained, nearest
+from segline.refusals import Stopped, explained, nearest
 from segline.run import _asked
 
 SRC = Path(__file__).resolve().parents[1] / "src"

@@ -17,9 +17,21 @@ SRC = Path(__file__).parents[1] / "src"
 
 #: From the top down: a module imports its own layer and those below.
 LAYERS = (
-    {"cli", "run", "job", "scoring", "explain"},
+    {"cli", "run", "job", "scoring", "refusals"},
     {"config"},
-    {"module", "budget", "callbacks", "averaging", "tracking", "tables", "examples", "report", "evaluation", "costs"},
+    {
+        "module",
+        "budget",
+        "callbacks",
+        "averaging",
+        "tracking",
+        "tables",
+        "examples",
+        "report",
+        "evaluation",
+        "costs",
+        "interpretation",
+    },
     {"data", "inference"},
     {
         "models",
@@ -44,7 +56,7 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 #: Library -> the parts of segline that may know of it.
 KNOWN_BY = {
-    "hydra": {"config", "explain", "run"},
+    "hydra": {"config", "refusals", "run"},
     "wandb": {"tracking"},
     "pytorch_lightning": {"averaging", "budget", "job", "module", "callbacks", "tracking", "report", "data"},
 }

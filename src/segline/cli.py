@@ -8,11 +8,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from segline.explain import explained
 from segline.processes import search_path
+from segline.refusals import explained
 
 #: What a user types -> the function of `segline.run`.
-_COMMANDS = {"train": "train", "predict": "predict", "eval": "evaluate", "export": "export", "models": "compare_models"}
+_COMMANDS = {
+    "train": "train",
+    "predict": "predict",
+    "eval": "evaluate",
+    "export": "export",
+    "explain": "explain",
+    "models": "compare_models",
+}
 #: Overrides that are templates of paths, or lists of them, or an expression.
 _TEMPLATES = ("data.images", "data.masks", "data.group")
 #: What Hydra takes for a text without quotes.

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from segline.inference.field import measure_field
 from segline.inference.network import on_arrays
-from segline.losses import DeepSupervision, DiceCELoss
+from segline.losses.combination import DeepSupervision, DiceCELoss
 from segline.machine import keep_freed, num_cores
 from segline.optim import parameter_groups
 from segline.precision import autocast, cast_weights, memory_format

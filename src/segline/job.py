@@ -287,7 +287,7 @@ def _silence() -> None:
 
 
 if __name__ == "__main__":
-    from segline.explain import explained
+    from segline.refusals import explained
 
     with explained("train", sys.argv[1:]):
         run(Path(sys.argv[1]))

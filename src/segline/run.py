@@ -19,9 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from segline.commit import temporary_path
 from segline.config import CONF_DIR, CONFIG, LOCK, networks, offer_own_data
-from segline.explain import Stopped
+from segline.refusals import Stopped
 
-__all__ = ["compare_models", "evaluate", "export", "offer_own_data", "predict", "train"]
+__all__ = ["compare_models", "evaluate", "explain", "export", "offer_own_data", "predict", "train"]
 
 #: After SIGTERM the launcher would kill after 30 seconds, which the running validation and the saving may take longer than.
 _MOST_SECONDS_TO_SAVE = 3600
@@ -206,6 +206,18 @@ def compare_models(config: DictConfig) -> None:
         list(config.size), config.in_channels, config.num_classes, config.batch_size, config.repeats, device, precision
     )
     print_costs(makers, trial)
+
+
+@_command("explain")
+def explain(config: DictConfig) -> None:
+    """Draw what a trained network has learned, and what it looks at in a file."""
+    _check_complete(config, "python src/explain.py checkpoint=RUN input=FILE")
+    from segline.interpretation import explain as explaining
+
+    plain = _listed(_plain(config))
+    device, class_name = _device(config.trainer), plain.pop("class")
+    del plain["trainer"]
+    explaining.explain(**plain, device=device, class_name=class_name)
 
 
 def _check_complete(config: DictConfig, usage: str) -> None:

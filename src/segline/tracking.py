@@ -11,6 +11,7 @@ from typing import Any
 os.environ.setdefault("WANDB_SILENT", "true")  # read at the import; segline says itself where the run is
 
 import wandb
+import yaml
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -18,6 +19,9 @@ from pytorch_lightning.utilities import rank_zero_only
 from segline import pictures
 from segline.labels import IGNORE_INDEX, Labels
 from segline.report import Report
+
+#: In a run's folder: the id of its run.
+_ID = "wandb_id"
 
 
 def wandb_run(
@@ -40,7 +44,7 @@ def wandb_run(
         tags=tags or [],
         id=_identity(run_dir) if os.environ.get("RANK", "0") == "0" else None,  # other processes log nothing
         resume="allow",
-        mode=os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline"),
+        mode=_mode(),
         config=OmegaConf.to_container(config),
         settings=wandb.Settings(silent=True, console="off"),
     )
@@ -53,9 +57,45 @@ def wandb_run(
     return logger
 
 
+def log_pictures(run_dir: Path, shown: Mapping[str, Path]) -> None:
+    """Show pictures, by their names, in the W&B run that the training of a run folder has logged to.
+
+    Raises:
+        ValueError: It has logged to none.
+    """
+    if not (run_dir / _ID).exists():
+        raise ValueError(f"{run_dir} has logged to no run of W&B (logger=wandb in training); leave wandb=true out")
+    content = yaml.safe_load((run_dir / "config.yaml").read_text()) if (run_dir / "config.yaml").is_file() else {}
+    logged = content.get("logger", {}).get("wandb", {})
+    run = wandb.init(
+        id=_identity(run_dir),
+        resume="allow",
+        dir=run_dir,
+        project=logged.get("project"),
+        entity=logged.get("entity"),
+        mode=_mode(),
+        settings=wandb.Settings(silent=True, console="off"),
+    )
+    run.log({name: wandb.Image(str(path)) for name, path in shown.items()})
+    _close(run)
+
+
+def _mode() -> Any:
+    """Online where there is a key, unless the environment says otherwise."""
+    return os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
+
+
+def _close(run: Any) -> None:
+    """Close a run; where it is offline, say how to look at it and how to send it."""
+    if getattr(run, "offline", False):
+        folder = Path(run.dir).parent
+        print(f"W&B: offline; look: wandb leet {folder}; send: wandb sync {folder}")
+    wandb.finish()
+
+
 def _identity(run_dir: Path) -> str:
     """The id of the run folder's run, which a resume goes on in."""
-    path = run_dir / "wandb_id"
+    path = run_dir / _ID
     if not path.exists():
         path.write_text(secrets.token_hex(4))
     return path.read_text()
@@ -78,11 +118,7 @@ class WandbRun(WandbLogger):
     @rank_zero_only
     def finish(self) -> None:
         """Close the run; where it is offline, say how to look at it and how to send it."""
-        experiment = self.experiment
-        if getattr(experiment, "offline", False):
-            folder = Path(experiment.dir).parent
-            print(f"W&B: offline; look: wandb leet {folder}; send: wandb sync {folder}")
-        wandb.finish()
+        _close(self.experiment)
 
 
 def _is_charted(name: str) -> bool:

@@ -78,10 +78,10 @@ def load_network(path: Path, trust: Sequence[str]) -> tuple[torch.nn.Module, Car
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of a name: `cpu`, `cuda`, or `auto` for a GPU where there is one.
+    """A device by name; of `auto` a GPU where there is one.
 
     Raises:
-        ValueError: There is none of this name.
+        ValueError: There is no such device.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
