@@ -15,7 +15,8 @@ from segline.budget import LearningRate
 from segline.callbacks import Checkpoints
 from segline.checkpoints import BEST, RESUME, read
 from segline.config import compose
-from segline.losses import CrossEntropyLoss, Loss
+from segline.losses.entropy import CrossEntropyLoss
+from segline.losses.loss import Loss
 from segline.schedules import Cosine
 
 TINY = [

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from segline.labels import IGNORE_INDEX, Labels
-from segline.losses import CrossEntropyLoss
+from segline.losses.entropy import CrossEntropyLoss
 from segline.weight_map import BorderWeights, two_nearest
 
 LABELS = Labels({"background": 0, "cell": 1, "mitosis": 2}, background="background", ignore=[9])

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segline.losses import CrossEntropyLoss, DeepSupervision
+from segline.losses.combination import DeepSupervision
+from segline.losses.entropy import CrossEntropyLoss
 from segline.models.residual_unet import ResidualBlock, ResidualUNet
 
 CHANNELS, BLOCKS = [4, 6, 8, 8], [1, 2, 1, 2]
