@@ -21,6 +21,7 @@ from segline.machine import keep_freed, num_cores
 from segline.optim import parameter_groups
 from segline.precision import autocast, cast_weights, memory_format
 from segline.tables import aligned
+from segline.words import count_of
 
 #: Pixels after which a network that does not say its total stride is taken to look the same again.
 _STRIDE = 32
@@ -55,10 +56,10 @@ class Trial:
         return images.to(self.device, memory_format=memory_format(images.ndim))
 
     def __str__(self) -> str:
-        batch = "one image" if self.batch_size == 1 else f"{self.batch_size} images"
         where = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else f"a CPU, {num_cores()} cores"
         return (
-            f"{batch} of {' x '.join(map(str, self.size))} pixels, {self.in_channels} bands, {self.num_classes} classes; "
+            f"{count_of(self.batch_size, 'image')} of {' x '.join(map(str, self.size))} pixels, "
+            f"{count_of(self.in_channels, 'band')}, {count_of(self.num_classes, 'class')}; "
             f"{self.precision} on {where}"
         )
 

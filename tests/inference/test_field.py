@@ -40,6 +40,10 @@ def test_fields_of_convolutions_are_the_sums_of_their_kernels(network: nn.Module
     assert measure_field(call(network), 1, len(field), stride=1) == field
 
 
+def test_a_margin_is_as_wide_as_the_side_that_is_looked_at_further() -> None:
+    assert measure_margin(call(Behind()), 1, 2, stride=1) == [0, 7]
+
+
 def by_hand(network: nn.Module, inside: slice, length: int) -> int:
     """The widest field of outputs inside a row of pixels, each of which is made nan in turn."""
     images = np.zeros((length, 1, 8, length), np.float32)

@@ -36,10 +36,11 @@ class MultiScale(nn.Module):
 
     Reference:
         Kamnitsas et al., Efficient Multi-Scale 3D CNN with Fully Connected CRF for Accurate Brain Lesion Segmentation, Medical Image
-        Analysis 36, 2017. https://arxiv.org/abs/1603.05959, without the CRF. Departures: the authors' code takes every third voxel
-        where here blocks of three are averaged, and centres them on the first of the three where the paper, and this, centres them
-        on the middle one; convolutions have no bias where a norm follows, which would undo it. The dropout's places and the start
-        of the PReLUs' slopes at 0.01 are those of the authors' code. For images the same with 3 x 3 convolutions.
+        Analysis 36, 2017. https://arxiv.org/abs/1603.05959, without the CRF. Departures: blocks are averaged, where the authors' code
+        takes one voxel of each and the paper says no more than down-sampled; what is seen around a block is centred on its middle,
+        as the paper's two inputs are, where that code centres it on the block's first voxel; convolutions have no bias where a norm
+        follows, which would undo it. Dropout's places and the PReLUs' first slope of 0.01 are those of the authors' code. For images
+        it is the same with 3 x 3 convolutions.
     """
 
     def __init__(
