@@ -19,7 +19,7 @@ SRC = Path(__file__).parents[1] / "src"
 LAYERS = (
     {"cli", "run", "job", "scoring", "explain"},
     {"config"},
-    {"module", "budget", "callbacks", "tracking", "tables", "examples", "report", "evaluation"},
+    {"module", "budget", "callbacks", "tracking", "tables", "examples", "report", "evaluation", "robustness"},
     {"data", "inference"},
     {
         "models",

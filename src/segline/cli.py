@@ -12,7 +12,7 @@ from segline.explain import explained
 from segline.processes import search_path
 
 #: What a user types -> the function of `segline.run`.
-_COMMANDS = {"train": "train", "predict": "predict", "eval": "evaluate", "export": "export"}
+_COMMANDS = {"train": "train", "predict": "predict", "eval": "evaluate", "robustness": "robustness", "export": "export"}
 #: Overrides that are templates of paths, or lists of them, or an expression.
 _TEMPLATES = ("data.images", "data.masks", "data.group")
 #: What Hydra takes for a text without quotes.
@@ -35,7 +35,7 @@ def main(command: str | None = None) -> None:
         sys.argv[1:] = [quoted(argument, sweep) for argument in going_on(arguments)]
         from segline import run
 
-        if command == "eval":
+        if command in ("eval", "robustness"):
             run.offer_own_data(_given(arguments, "checkpoint"))
         getattr(run, _COMMANDS[command])()
 

@@ -50,7 +50,7 @@ def class_table(scores: Mapping[str, float], labels: Labels, split: str, style: 
         )
     if style == "markdown":
         rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
-    return _aligned(rows, style)
+    return aligned(rows, style)
 
 
 def further_table(summary: Mapping[str, Any]) -> str:
@@ -69,7 +69,7 @@ def further_table(summary: Mapping[str, Any]) -> str:
                 *(_number(row[key], key) for key in ("surface_dice", "boundary_iou", "object_f1", "pq")),
             ]
         )
-    return _aligned(rows, "plain")
+    return aligned(rows, "plain")
 
 
 def bounds(low: float, high: float) -> str:
@@ -77,8 +77,8 @@ def bounds(low: float, high: float) -> str:
     return "–" if low != low else f"{low:.3f} to {high:.3f}"
 
 
-def _aligned(rows: list[list[str]], style: str) -> str:
-    """Columns of equal width; in plain text the last row stands below a rule."""
+def aligned(rows: Sequence[Sequence[str]], style: str, total: bool = True) -> str:
+    """Columns of equal width, `plain` or `markdown`; in plain text the last row stands below a rule if it is a total."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = [
         [cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))]
@@ -88,7 +88,8 @@ def _aligned(rows: list[list[str]], style: str) -> str:
         rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
         return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
     rule = ["-" * w for w in widths]
-    return "\n".join("  ".join(line) for line in (lines[0], rule, *lines[1:-1], rule, lines[-1]))
+    last = [rule, lines[-1]] if total else [lines[-1]]
+    return "\n".join("  ".join(line) for line in (lines[0], rule, *lines[1:-1], *last))
 
 
 def _number(value: float | None, key: str) -> str:
