@@ -31,6 +31,7 @@ LAYERS = (
         "evaluation",
         "costs",
         "interpretation",
+        "robustness",
     },
     {"data", "inference"},
     {

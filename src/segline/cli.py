@@ -16,8 +16,9 @@ _COMMANDS = {
     "train": "train",
     "predict": "predict",
     "eval": "evaluate",
-    "export": "export",
+    "robustness": "robustness",
     "explain": "explain",
+    "export": "export",
     "models": "compare_models",
 }
 #: Overrides that are templates of paths, or lists of them, or an expression.
@@ -44,7 +45,7 @@ def main(command: str | None = None) -> None:
             sys.argv[1:] = gathered(sys.argv[1:])
         from segline import run
 
-        if command == "eval":
+        if command in ("eval", "robustness"):
             run.offer_own_data(_given(arguments, "checkpoint"))
         getattr(run, _COMMANDS[command])()
 

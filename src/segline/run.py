@@ -21,7 +21,7 @@ from segline.commit import temporary_path
 from segline.config import CONF_DIR, CONFIG, LOCK, networks, offer_own_data
 from segline.refusals import Stopped
 
-__all__ = ["compare_models", "evaluate", "explain", "export", "offer_own_data", "predict", "train"]
+__all__ = ["compare_models", "evaluate", "explain", "export", "offer_own_data", "predict", "robustness", "train"]
 
 #: After SIGTERM the launcher would kill after 30 seconds, which the running validation and the saving may take longer than.
 _MOST_SECONDS_TO_SAVE = 3600
@@ -148,6 +148,16 @@ def evaluate(config: DictConfig) -> float | None:
 
     summary = score(config, HydraConfig.get().runtime.choices["data"], Settings(**_asked(config)))
     return summary["scores"].get("dice")
+
+
+@_command("robustness")
+def robustness(config: DictConfig) -> float | None:
+    """Measure a trained network on corrupted and attacked cases; the mean over corruptions, for sweepers."""
+    _check_complete(config, "python src/robustness.py checkpoint=RUN")
+    from segline.inference.predictor import Settings
+    from segline.scoring import try_out
+
+    return try_out(config, HydraConfig.get().runtime.choices["data"], Settings(**_asked(config)))["mean"]
 
 
 def _asked(config: DictConfig) -> dict[str, Any]:

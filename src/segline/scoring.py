@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from segline.card import Card
 from segline.checkpoints import BEST
@@ -35,9 +35,67 @@ def score(config: DictConfig, data_name: str, settings: Settings) -> dict[str, A
     Raises:
         ValueError: Data, card and what is asked for do not fit each other.
     """
+    options = Options(config.tolerance, config.object_iou)
+    paths, card, data, split = _open_all(config, data_name, settings)
+    if config.calibrate:
+        calibrate(settings, data)
+        settings = replace(settings, calibrated=True)
+    how = _say_settings(settings, options, card)
+    output = Path(config.output) if config.output else _own_folder(paths[0], "eval", split, data_name, how)
+    return evaluate(
+        settings,
+        data,
+        split,
+        output,
+        options,
+        build(config.metrics)["overlap"],
+        _title(paths, card, data_name, split, how),
+        _flattered(split, data_name == OWN, settings.calibrated),
+    )
+
+
+def try_out(config: DictConfig, data_name: str, settings: Settings) -> dict[str, Any]:
+    """Measure robustness as a config says; the summary.
+
+    Args:
+        config: Of the command.
+        data_name: The choice of `data=`.
+        settings: How the networks are asked.
+
+    Raises:
+        ValueError: Data, card and what is asked for do not fit each other.
+    """
+    from segline.robustness.measure import Trial, measure
+
+    names = {name: _listed(config[name]) for name in ("corruptions", "attacks", "sizes")}
+    trial = Trial(**names, metric=config.metric, limit=config.limit, seed=config.seed)
+    paths, card, data, split = _open_all(config, data_name, settings)
+    how = _say_settings(settings, Options(), card)
+    output = Path(config.output) if config.output else _own_folder(paths[0], "robustness", split, data_name, how)
+    return measure(
+        settings,
+        data,
+        split,
+        output,
+        trial,
+        build(config.metrics)["overlap"],
+        _title(paths, card, data_name, split, how),
+        _flattered(split, data_name == OWN, settings.calibrated),
+    )
+
+
+def _listed(value: Any) -> Any:
+    """Plain values; one that stands alone is a list of one."""
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return plain if plain is None or isinstance(plain, list) else [plain]
+
+
+def _open_all(
+    config: DictConfig, data_name: str, settings: Settings
+) -> tuple[list[Path], Card, SegmentationDataModule, str]:
+    """Checkpoints, the card of the first, the data, and which part of it is measured."""
     if config.split not in (None, "all", *SPLITS):
         raise ValueError(f"split is {config.split!r}; expected one of {', '.join(SPLITS)}, all")
-    options = Options(config.tolerance, config.object_iou)
     keep_freed()
     paths = locate_all(settings.checkpoint)
     if len(paths) > 1 and not config.output:
@@ -46,23 +104,13 @@ def score(config: DictConfig, data_name: str, settings: Settings) -> dict[str, A
         )
     card = read_card(paths[0])
     data = _open_data(config, data_name, card, paths[0])
-    split = _choose_split(config.split, data, data_name)
-    if config.calibrate:
-        calibrate(settings, data)
-        settings = replace(settings, calibrated=True)
-    how = _say_settings(settings, options, card)
-    output = Path(config.output) if config.output else _own_folder(paths[0], split, data_name, how)
+    return paths, card, data, _choose_split(config.split, data, data_name)
+
+
+def _title(paths: Sequence[Path], card: Card, data_name: str, split: str, how: Sequence[str]) -> str:
+    """Which networks are measured on what, and how."""
     names, on = " + ".join(map(_say_path, paths)), card.trained_on if data_name == OWN else data_name
-    return evaluate(
-        settings,
-        data,
-        split,
-        output,
-        options,
-        build(config.metrics)["overlap"],
-        ", ".join([f"{names} on {on}", split, *how]),
-        _flattered(split, data_name == OWN, settings.calibrated),
-    )
+    return ", ".join([f"{names} on {on}", split, *how])
 
 
 def _say_settings(settings: Settings, options: Options, card: Card) -> list[str]:
@@ -82,11 +130,11 @@ def _say_settings(settings: Settings, options: Options, card: Card) -> list[str]
     return [name for name, differs in said.items() if differs]
 
 
-def _own_folder(path: Path, split: str, data_name: str, how: Sequence[str]) -> Path:
-    """Where an evaluation goes by default: one of other settings, data or weights of the run overwrites none of the others."""
+def _own_folder(path: Path, kind: str, split: str, data_name: str, how: Sequence[str]) -> Path:
+    """Where what is measured goes by default: one of other settings, data or weights of the run overwrites none of the others."""
     name = split if data_name == OWN else f"{data_name}-{split}"
     weights = [] if path.name == BEST else [path.name]
-    return path.parent / "eval" / "_".join([name, *weights, *how])
+    return path.parent / kind / "_".join([name, *weights, *how])
 
 
 def _say_path(path: Path) -> str:

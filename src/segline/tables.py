@@ -75,8 +75,8 @@ def bounds(low: float, high: float) -> str:
     return "–" if low != low else f"{low:.3f} to {high:.3f}"
 
 
-def aligned(rows: list[list[str]], style: str) -> str:
-    """Columns of equal width, `plain` or `markdown`; in plain text the last row stands below a rule."""
+def aligned(rows: Sequence[Sequence[str]], style: str, total: bool = True) -> str:
+    """Columns of equal width, `plain` or `markdown`; in plain text the last row stands below a rule if it is a total."""
     if style == "markdown":
         rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -88,7 +88,8 @@ def aligned(rows: list[list[str]], style: str) -> str:
         rule = ["-" * w if i == 0 else "-" * (w - 1) + ":" for i, w in enumerate(widths)]
         return "\n".join("| " + " | ".join(line) + " |" for line in (lines[0], rule, *lines[1:]))
     rule = ["-" * w for w in widths]
-    return "\n".join("  ".join(line) for line in (lines[0], rule, *lines[1:-1], rule, lines[-1]))
+    last = [rule, lines[-1]] if total else [lines[-1]]
+    return "\n".join("  ".join(line) for line in (lines[0], rule, *lines[1:-1], *last))
 
 
 def _number(value: float | None, key: str) -> str:

@@ -155,7 +155,7 @@ class Evaluator:
             pred = self.predictor.decide(probs)
             for name, size in sizes_of(pred, truth, self.labels, scale, place[0]).items():
                 sizes[name] = sizes.get(name, 0.0) + size
-            overlap.update(_batch(pred), _batch(truth), torch.tensor([index]))
+            overlap.update(as_batch(pred), as_batch(truth), torch.tensor([index]))
             evaluation.reliability.update(probs, truth)
             if arrays is not None:
                 where: Any = (..., *place)
@@ -182,7 +182,7 @@ class Evaluator:
             yield place, probs, truth
 
 
-def _batch(mask: NDArray[np.uint8]) -> torch.Tensor:
+def as_batch(mask: NDArray[np.uint8]) -> torch.Tensor:
     """A mask as a batch of one, of the type that its counts are taken in."""
     return torch.from_numpy(np.ascontiguousarray(mask, np.int64))[None]
 
