@@ -17,7 +17,7 @@ from segline.inference.network import load_network
 from segline.inference.predictor import Predictor, Settings, read_calibration
 from segline.io.source import read_padded
 from segline.labels import IGNORE_INDEX
-from segline.losses import BCELoss, CrossEntropyLoss
+from segline.losses.entropy import BCELoss, CrossEntropyLoss
 from segline.precision import memory_format
 from segline.robustness.attacks import ATTACKS, loss_of
 from segline.robustness.corrupted import generator
