@@ -18,7 +18,8 @@ class SamplePixels:
         num_pixels: At most so many in all classes of a window together; None for as many as there are.
 
     Reference:
-        Cireşan et al., Deep Neural Networks Segment Neuronal Membranes in Electron Microscopy Images, NIPS 2012, section 2.
+        Cireşan et al., Deep Neural Networks Segment Neuronal Membranes in Electron Microscopy Images, NIPS 2012; as a
+        mask of the loss: Li et al., Highly Efficient Forward and Backward Propagation, 2014, https://arxiv.org/abs/1412.4526.
     """
 
     def __init__(self, num_pixels: int | None = None) -> None:

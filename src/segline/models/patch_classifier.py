@@ -155,7 +155,7 @@ class PatchClassifier(nn.Module):
     dilated by it: so each pixel gets to the last number what a sliding window of the same weights gives it, which is `patches`.
 
     Args:
-        architecture: ciresan (network N4, window 95, winner of ISBI 2012), lenet5 (32), alexnet (355) or vgg16 (404).
+        architecture: ciresan (window 95; network N4 of the winners of ISBI 2012), lenet5 (32), alexnet (355) or vgg16 (404).
         channels: Width of each layer, convolutions and then the hidden fully connected ones; None for the paper's.
 
     Shape:
@@ -176,10 +176,10 @@ class PatchClassifier(nn.Module):
         The dense form: Giusti et al., Fast Image Scanning, ICIP 2013, https://arxiv.org/abs/1302.1700; as dilation: Li et al.,
         Highly Efficient Forward and Backward Propagation, 2014, https://arxiv.org/abs/1412.4526.
 
-        Departures: weights start by LeCun's (tanh) or He's rule (ReLU). ciresan: the paper does not name its activation, it is
-        LeNet-5's, as in the authors' other networks of those years; no foveation. lenet5: a linear layer for the distances to
-        drawings of the characters; its table between S2 and C3 is for the paper's widths, others are fully connected. alexnet
-        and vgg16: no padding, so that the windows are larger than their 224 pixels by what is lost at the borders.
+        Departures: weights start by LeCun's (tanh) or He's rule (ReLU). ciresan: one network, not the mean of four, and windows
+        without foveation; its activation is the scaled tanh of ZNN's rebuild, https://github.com/seung-lab/znn-release. lenet5: a
+        linear layer instead of distances to drawings of the characters; its table between S2 and C3 is for the paper's widths,
+        others are fully connected. alexnet and vgg16: no padding, so that windows are larger by what is lost at the borders.
     """
 
     def __init__(
