@@ -313,7 +313,7 @@ def test_value_and_gradient_equal_the_formula_in_float64(
     torch.testing.assert_close(gradient, precise.grad.float(), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("absent", [0, 1, 2])
+@pytest.mark.parametrize("absent", [0, 2])
 @pytest.mark.parametrize(("file", "scheme", "more"), CASES)
 def test_so_they_do_where_a_class_is_absent(file: Path, scheme: str, more: dict[str, Any], absent: int) -> None:
     loss = make(file, **more)

@@ -194,7 +194,7 @@ class FocalTverskyLoss(TverskyLoss):
         per_case: As in `OverlapLoss`.
         alpha: Weight of false positives, as in `TverskyLoss`; the paper swaps the two letters.
         beta: Weight of false negatives.
-        gamma: Above 1 the loss falls slower where a class is nearly right already, and faster at the very end; 1 is Tversky.
+        gamma: Above 1 the slope is the steeper the nearer a class is to right; 1 is Tversky.
 
     Reference:
         Abraham and Khan, A Novel Focal Tversky Loss Function, ISBI 2019 (gamma 4/3). https://arxiv.org/abs/1810.07842
