@@ -57,25 +57,25 @@ def wandb_run(
     return logger
 
 
-def log_pictures(run_dir: Path, shown: Mapping[str, Path]) -> None:
-    """Show pictures, by their names, in the W&B run that the training of a run folder has logged to.
+def logged_run(run_dir: Path) -> dict[str, Any]:
+    """Where in W&B the training of a run folder has logged to, as arguments of `wandb.init`.
 
     Raises:
-        ValueError: It has logged to none.
+        ValueError: It has logged to no run.
     """
-    if not (run_dir / _ID).exists():
+    config = run_dir / "config.yaml"
+    if not (run_dir / _ID).is_file():
         raise ValueError(f"{run_dir} has logged to no run of W&B (logger=wandb in training); leave wandb=true out")
-    content = yaml.safe_load((run_dir / "config.yaml").read_text()) if (run_dir / "config.yaml").is_file() else {}
-    logged = content.get("logger", {}).get("wandb", {})
-    run = wandb.init(
-        id=_identity(run_dir),
-        resume="allow",
-        dir=run_dir,
-        project=logged.get("project"),
-        entity=logged.get("entity"),
-        mode=_mode(),
-        settings=wandb.Settings(silent=True, console="off"),
-    )
+    content = yaml.safe_load(config.read_text()) if config.is_file() else None
+    logger = (content or {}).get("logger") or {}
+    place = {name: logger.get("wandb", {}).get(name) for name in ("project", "entity")}
+    return {**place, "id": _identity(run_dir), "dir": run_dir}
+
+
+def log_pictures(where: Mapping[str, Any], shown: Mapping[str, Path]) -> None:
+    """Show pictures by their names in a run that was logged to before, as `logged_run` says it."""
+    settings = wandb.Settings(silent=True, console="off")
+    run = wandb.init(**where, resume="allow", mode=_mode(), settings=settings)
     run.log({name: wandb.Image(str(path)) for name, path in shown.items()})
     _close(run)
 

@@ -49,6 +49,10 @@ def explain(
         ValueError: Checkpoint, file, window, layer or class is not what it should be.
     """
     path, file = _one_checkpoint(checkpoint), _one_file(input)
+    if wandb:
+        from segline.tracking import log_pictures, logged_run
+
+        logged = logged_run(path.parent)
     network, card = load_network(path, trust)
     source = open_for(file, card)
     place = choose_window(source.shape, window or card.window, center)
@@ -71,9 +75,7 @@ def explain(
     print("\n".join([f"{folder}:", *(f"  {made[name].name:20} {one.line}" for name, one in there.items())]))
     print(f"  {'explain.json':20} the numbers")
     if wandb:
-        from segline.tracking import log_pictures
-
-        log_pictures(path.parent, {f"explain/{stem}/{name}": picture for name, picture in made.items()})
+        log_pictures(logged, {f"explain/{stem}/{name}": picture for name, picture in made.items()})
     return folder
 
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 _CONVOLUTIONS = (nn.Conv2d, nn.Conv3d)
-#: Sizes that differ by this factor belong to different levels; valid convolutions take off less.
-_JUMP = 1.5
+_STRIDED = (nn.modules.conv._ConvNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AvgPoolNd)
 
 
 @dataclass(frozen=True)
@@ -69,11 +68,12 @@ class Anatomy:
         self.first: str | None = None
         self._last: str | None = None
         self._padded = image
-        sizes = self._run()
-        if not sizes:
+        visits = self._run()
+        if not visits:
             raise ValueError(f"{type(network).__name__} has no feature maps; expected a network of convolutions")
-        visits = _with_steps(sizes, tuple(self._padded.shape[2:]))
         self._steps = {visit.name: visit.step for visit in visits}
+        #: Of what went into the network: the image, or more where it is padded.
+        self._size = tuple(map(max, self._padded.shape[2:], image.shape[2:]))
         self._before = _find(image, self._padded)
         self.levels = self._levels([v for v in visits if stride is None or max(v.step) <= stride] or visits)
 
@@ -97,12 +97,11 @@ class Anatomy:
     def place(self, name: str, size: Sequence[int]) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Step and start of a map: it lies centred on what went into the network, for what valid convolutions take, they take evenly."""
         step = self._steps[name]
-        padded = self._padded.shape[2:]
-        return step, tuple((p - n * s) / 2 - self._before for p, n, s in zip(padded, size, step, strict=True))
+        return step, tuple((p - n * s) / 2 - self._before for p, n, s in zip(self._size, size, step, strict=True))
 
     def over(self, name: str, values: Tensor) -> FeatureMap:
         """A map `[C, *S]` that lies over all of what went into the network."""
-        step = tuple(p / n for p, n in zip(self._padded.shape[2:], values.shape[1:], strict=True))
+        step = tuple(p / n for p, n in zip(self._size, values.shape[1:], strict=True))
         return FeatureMap(name, values, step, tuple(-float(self._before) for _ in step))
 
     def check(self, layer: str) -> None:
@@ -118,9 +117,9 @@ class Anatomy:
                 f"expected one of its levels, {', '.join(self.levels)}, or another module by its dotted name"
             )
 
-    def _run(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Names and sizes of the maps that modules give, in the order in which they run."""
-        sizes: list[tuple[str, tuple[int, ...]]] = []
+    def _run(self) -> list[_Visit]:
+        visits: list[_Visit] = []
+        scale = _Scale(self.image)
 
         def note(name: str, module: nn.Module, arguments: Any, output: Any) -> None:
             if isinstance(module, _CONVOLUTIONS):
@@ -128,11 +127,11 @@ class Anatomy:
                     self.first, self._padded = name, arguments[0].detach()
                 self._last = name
             if _is_map(output, self.image):
-                sizes.append((name, tuple(output.shape[2:])))
+                visits.append(_Visit(name, scale.step(module, arguments, tuple(output.shape[2:]))))
 
         with hooked(self.network, note), torch.no_grad():
             self.network(self.image)
-        return sizes
+        return visits
 
     def _levels(self, visits: Sequence[_Visit]) -> list[str]:
         names = [visit.name for visit in visits]
@@ -176,22 +175,46 @@ def _is_map(output: Any, image: Tensor) -> bool:
     return max(rows, columns) <= 2 * min(rows, columns)
 
 
-def _with_steps(sizes: Sequence[tuple[str, tuple[int, ...]]], padded: tuple[int, ...]) -> list[_Visit]:
-    """What a value of each map stands for: followed from size to size, as valid convolutions leave no exact shares."""
-    before, step, found = padded, tuple(1.0 for _ in padded), []
-    for name, size in sizes:
-        axes = zip(padded, step, before, size, strict=True)
-        before, step = size, tuple(_step(*axis) for axis in axes)
-        found.append(_Visit(name, step))
-    return found
+class _Scale:
+    """What a value of a map stands for, followed from module to module: valid convolutions leave no exact shares of the image's size."""
+
+    def __init__(self, image: Tensor) -> None:
+        self.axes = image.ndim - 2
+        self.image = self.last = tuple(image.shape[2:])
+        #: Sizes of maps, and what a value of the latest map of that size stands for.
+        self.seen: dict[tuple[int, ...], tuple[float, ...]] = {self.image: (1.0,) * self.axes}
+
+    def step(self, module: nn.Module, arguments: Any, size: tuple[int, ...]) -> tuple[float, ...]:
+        """Of the map of this size that a module gives."""
+        came = arguments[0] if arguments else None
+        before = tuple(came.shape[2:]) if isinstance(came, Tensor) and came.ndim == self.axes + 2 else self.last
+        found = self._of(before)
+        if isinstance(module, _STRIDED):
+            stride: Any = module.stride
+            strides = [stride] * self.axes if isinstance(stride, int) else stride
+            up = isinstance(module, nn.modules.conv._ConvTransposeNd)
+            found = tuple(s / n if up else s * n for s, n in zip(found, strides, strict=True))
+        elif next(module.children(), None) is not None and size in self.seen:  # what is inside gave it
+            found = self.seen[size]
+        else:
+            found = _resized(found, before, size)
+        self.seen[size], self.last = found, size
+        return found
+
+    def _of(self, size: tuple[int, ...]) -> tuple[float, ...]:
+        """Of a map of this size, which may have been padded or resized outside of any module."""
+        if size in self.seen:
+            return self.seen[size]
+        if all(now >= pixels for now, pixels in zip(size, self.image, strict=True)):
+            return (1.0,) * self.axes  # the image with a border
+        return _resized(self.seen[self.last], self.last, size)
 
 
-def _step(whole: int, step: float, before: int, now: int) -> float:
-    ratio = max(before, now) / min(before, now)
-    times = round(ratio) if ratio >= _JUMP else 1
-    if times > 1 and abs(ratio - times) > 0.1 * times and whole % now == 0:  # from a path that pools to a fixed size
-        return whole / now
-    return step * times if now < before else step / times
+def _resized(step: Sequence[float], before: Sequence[int], now: Sequence[int]) -> tuple[float, ...]:
+    """What a value stands for when a map is resized; sizes that differ by less than a half have lost or won a border."""
+    ratios = [max(b, n) / min(b, n) for b, n in zip(before, now, strict=True)]
+    times = [round(ratio) if ratio >= 1.5 else 1 for ratio in ratios]
+    return tuple(s * t if n < b else s / t for s, t, b, n in zip(step, times, before, now, strict=True))
 
 
 def _find(image: Tensor, padded: Tensor) -> int:
