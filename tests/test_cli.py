@@ -54,7 +54,7 @@ def test_help_shows_every_group_and_choice_without_torch() -> None:
 
 @pytest.mark.parametrize(
     ("script", "taught"),
-    [("predict", "tta=[]"), ("eval", "calibrate=true"), ("export", "output=")],
+    [("predict", "tta=[]"), ("eval", "calibrate=true"), ("robustness", "band_shift"), ("export", "output=")],
 )
 def test_help_of_every_command_teaches_without_torch(script: str, taught: str) -> None:
     shown = run_light("--help", script=script).stdout
