@@ -58,7 +58,7 @@ def test_help_shows_every_group_and_choice_without_torch() -> None:
     [
         ("predict", "checkpoint", "tta=[]"),
         ("eval", "checkpoint", "calibrate=true"),
-        ("robustness", "checkpoint", "corruptions"),
+        ("robustness", "checkpoint", "band_shift"),
         ("explain", "checkpoint", "gradcam.png"),
         ("export", "checkpoint", "output="),
         ("models", "model", "size=[256,256]"),

@@ -23,7 +23,8 @@ from segline.data.datamodule import SegmentationDataModule
 from segline.evaluation.evaluate import Evaluator, Options, as_batch
 from segline.inference.members import locate_all
 from segline.inference.predictor import Predictor, Settings, journal_settings
-from segline.metrics.overlap import Overlap
+from segline.labels import Labels
+from segline.metrics.overlap import FORMULAS, Overlap
 from segline.robustness import report
 from segline.robustness.attacked import Attacked, no_attacks
 from segline.robustness.attacks import ATTACKS, COST
@@ -105,7 +106,7 @@ def measure(
         else trial.corruptions
     )
     predictor = Predictor(paths, settings)
-    _check_metric(trial.metric, overlap(predictor.labels, 1))
+    _check_metric(trial.metric, predictor.labels)
     reason = no_attacks(paths, settings) if trial.attacks else None
     attacks = [] if reason else list(trial.attacks)
     if reason:
@@ -141,13 +142,13 @@ def _evenly(cases: Sequence[Case], limit: int | None) -> list[Case]:
     return [cases[i] for i in np.linspace(0, len(cases) - 1, limit).round().astype(int)]
 
 
-def _check_metric(name: str, overlap: Overlap) -> None:
-    known = [key for key in overlap.compute() if not key.startswith("cases/")]
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0)
-        whole = [key for key in known if "/" not in key]
+def _check_metric(name: str, labels: Labels) -> None:
+    known = [*FORMULAS, "iou_case", "dice_case", *(["accuracy"] if labels.exclusive else [])]
+    of_class = [f"{metric}/{c}" for metric in known if metric != "accuracy" for c in labels.names]
+    if name not in (*known, *of_class):
+        (close,) = difflib.get_close_matches(name, [*known, *of_class], n=1, cutoff=0)
         raise ValueError(
-            f"there is no metric {name!r}; did you mean {close[0]}? There are {', '.join(whole)}, and those of a class as {known[1]}"
+            f"there is no metric {name!r}; did you mean {close}? There are {', '.join(known)}, and those of a class, as {of_class[0]}"
         )
 
 

@@ -17,6 +17,7 @@ from segline.data.cases import Case
 from segline.data.datamodule import SegmentationDataModule
 from segline.io.source import whole
 from segline.robustness.corrupted import CORRUPTIONS, STRENGTHS
+from segline.robustness.corruptions import levels
 
 #: Told apart by colour-blind readers, too (Okabe and Ito).
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#b0a000")
@@ -160,10 +161,14 @@ def examples(
 
 
 def _strip(images: Sequence[NDArray[np.float32]]) -> NDArray[np.uint8]:
-    """Images `[C, H, W]` beside each other, stretched by the values of the first."""
-    whole_strip = np.concatenate(images, 2)
-    first = np.zeros(whole_strip.shape[1:], bool)
-    first[:, : images[0].shape[2]] = ~np.isnan(images[0]).any(0)
-    parts = np.split(pictures.to_rgb(whole_strip, first), len(images), 1)
-    gap = np.full((len(first), _GAP, 3), 255, np.uint8)
-    return np.concatenate([one for part in parts for one in (part, gap)][:-1], 1)
+    """Images `[C, H, W]` beside each other, stretched by the levels of the first; three bands by common ones, which keeps their colours."""
+    low, high, _ = levels(images[0])
+    if len(low) == 3:
+        low, high = low.min(keepdims=True), high.max(keepdims=True)
+    span, gap = np.where(high > low, high - low, 1), np.full((*images[0].shape[1:-1], _GAP, 3), 255, np.uint8)
+    parts = []
+    for image in images:
+        shown = np.nan_to_num(np.clip((image - low) / span, 0, 1))
+        shown = shown[:3] if len(shown) >= 3 else np.repeat(shown[:1], 3, 0)
+        parts += [(shown * 255).astype(np.uint8).transpose(1, 2, 0), gap]
+    return np.concatenate(parts[:-1], 1)

@@ -20,7 +20,7 @@ _HORIZON, _FARTHEST = 0.45, 8.0
 def _distance(height: int) -> NDArray[np.float32]:
     """Of each row, `[H, 1]`, in distances of the last one: of a level road it falls with the rows below the horizon."""
     below = (np.arange(height) + 1) / height - _HORIZON
-    nearness = np.clip(below / (1 - _HORIZON), 1 / _FARTHEST, 1)
+    nearness = np.minimum(np.hypot(np.maximum(below / (1 - _HORIZON), 0), 1 / _FARTHEST), 1)
     return (1 / nearness).astype(np.float32)[:, None]
 
 
