@@ -15,6 +15,7 @@ from segline.callbacks import Checkpoints
 from segline.checkpoints import BEST, RESUME, read
 from segline.config import compose
 from segline.losses import CrossEntropyLoss, Loss
+from segline.models.unet import UNet
 from segline.schedules import Cosine
 
 TINY = [
@@ -107,6 +108,28 @@ def test_the_config_stands_above_the_options_that_a_checkpoint_brings_back(
     )
     assert max(rates[:4]) <= 0.1
     assert rates[4:] == pytest.approx([0.4] * 4)
+
+
+@pytest.mark.slow
+def test_a_schedule_scales_the_rate_of_every_part_of_a_network(
+    tmp_path: Path, few_scenes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[float]] = []
+    before = LearningRate.on_train_batch_start
+
+    def watch(self: LearningRate, trainer: pl.Trainer, *rest: Any) -> None:
+        before(self, trainer, *rest)
+        seen.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    monkeypatch.setattr(LearningRate, "on_train_batch_start", watch)
+    monkeypatch.setattr(UNet, "lr_factors", {"down": 0.1}, raising=False)
+    run(tmp_path / "run", few_scenes, "trainer.max_steps=6", "optimizer.lr=0.5")
+    run(tmp_path / "run", few_scenes, "trainer.max_steps=12", "optimizer.lr=0.5", "resume=auto")
+    schedule = Cosine(floor=0.0, warmup=0.25)
+    expected = [
+        0.5 * schedule.factor(step / budget) for budget, steps in ((6, range(6)), (12, range(6, 12))) for step in steps
+    ]
+    assert seen == [pytest.approx([rate, rate, 0.1 * rate, 0.1 * rate]) for rate in expected]
 
 
 @pytest.mark.slow

@@ -61,6 +61,20 @@ def test_an_optimizer_takes_the_numbers_of_its_file(file: Path) -> None:
     assert (decayed["weight_decay"], spared["weight_decay"]) == (config.weight_decay, 0)
 
 
+def test_parts_of_a_network_may_learn_slower_or_faster_than_the_rest() -> None:
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4), nn.Linear(4, 5))
+    model.lr_factors = {"0": 0.1, "2": 3.0}  # type: ignore[assignment]
+    found = [
+        ([tuple(p.shape) for p in g["params"]], g.get("weight_decay"), g.get("lr_factor"))
+        for g in parameter_groups(model)
+    ]
+    plain, parts = found[:2], found[2:]
+    assert plain == [([(4, 3)], None, None), ([(4,)], 0.0, None)]  # first, as it is their rate that is shown
+    assert sorted(parts, key=lambda group: group[2] or 0) == [
+        ([(3, 2)], None, 0.1), ([(3,)], 0.0, 0.1), ([(5, 4)], None, 3.0), ([(5,)], 0.0, 3.0),
+    ]  # fmt: skip
+
+
 def test_frozen_weights_are_left_out() -> None:
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
     model[0].requires_grad_(False)

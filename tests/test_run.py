@@ -165,6 +165,16 @@ def test_two_processes_measure_what_one_does_to_the_last_integer(tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_two_processes_do_not_wait_for_gradients_that_never_come(tmp_path: Path) -> None:
+    network = ["model=smp", "model.architecture=pspnet"]  # has only the first stages of its encoder answer
+    overrides = [*SATELLITE, *TWO, *network, "trainer.max_epochs=2", "callbacks.pictures=false"]
+    words = [word for word in command(tmp_path / "run", *overrides) if word != "model.channels=[4,8]"]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [row["epoch"] for row in tables.read_rows(tmp_path / "run" / "metrics.csv")] == [0, 1]
+
+
+@pytest.mark.slow
 def test_sigterm_to_a_run_of_two_processes_saves_first_and_it_goes_on(tmp_path: Path) -> None:
     overrides = [*SATELLITE, *TWO, "trainer.max_epochs=3", "data.steps_per_epoch=40", "callbacks.pictures=false"]
     run_dir = tmp_path / "run"

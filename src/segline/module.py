@@ -91,6 +91,8 @@ class SegmentationModule(pl.LightningModule):
             optimizer = self.optimizer(parameter_groups(self.network))
         except ValueError as error:  # torch's own, without the name of the setting
             raise ValueError(f"optimizer: {error}") from error
+        for group in optimizer.param_groups:
+            group["lr"] *= group.pop("lr_factor", 1.0)
         self.group_options = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         return optimizer
 
