@@ -15,12 +15,9 @@ from segline.budget import LearningRate
 from segline.callbacks import Checkpoints
 from segline.checkpoints import BEST, RESUME, read
 from segline.config import compose
-<<<<<<< HEAD
 from segline.losses.entropy import CrossEntropyLoss
 from segline.losses.loss import Loss
-=======
-from segline.losses import CrossEntropyLoss, Loss
->>>>>>> 4ffaf4704d9c55532ba13542424d1c4810f894bb
+from segline.models.unet import UNet
 from segline.models.unet import UNet
 from segline.schedules import Cosine
 

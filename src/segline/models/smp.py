@@ -41,11 +41,7 @@ class SMP(nn.Module):
 
     Raises:
         ValueError: A name that SMP does not know, a pair that it refuses (in its words), volumes, weights that cannot be loaded, or a
-<<<<<<< HEAD
-            negative factor; in training, a batch of one where an architecture pools it to a single position.
-=======
             negative factor; in training, a batch of one where the network pools it to a single position.
->>>>>>> 4ffaf4704d9c55532ba13542424d1c4810f894bb
 
     Reference:
         Iakubovskii, Segmentation Models Pytorch, 2019. https://github.com/qubvel-org/segmentation_models.pytorch
@@ -100,11 +96,7 @@ class SMP(nn.Module):
             if "more than 1 value per channel" not in str(error):
                 raise
             raise ValueError(
-<<<<<<< HEAD
-                "this architecture pools each image to a single position, and batch norm finds no spread in a batch of one: set "
-=======
                 "this network pools each image to a single position, and batch norm finds no spread in a batch of one: set "
->>>>>>> 4ffaf4704d9c55532ba13542424d1c4810f894bb
                 "data.batch_size=2 or more, or another model.architecture such as unet"
             ) from error
         return crop(logits, image.shape[2:])
