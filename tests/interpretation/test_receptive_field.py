@@ -97,7 +97,7 @@ def test_each_image_counts_the_same_and_signs_do_not_cancel() -> None:
     class Signed(nn.Module):
         def forward(self, image: torch.Tensor) -> torch.Tensor:
             beside = image.roll(1, -1) * (1000 if image[0, 0, 0, 0] == 7 else -1)
-            return beside.sum(1, keepdim=True) - image.sum(1, keepdim=True)
+            return beside.sum(1, keepdim=True) + image[:, :1] - image[:, 1:]
 
     image = torch.zeros(1, 2, 5, 5)
     image[0, 0, 0, 0] = 7
