@@ -18,7 +18,6 @@ from segline.config import compose
 from segline.losses.entropy import CrossEntropyLoss
 from segline.losses.loss import Loss
 from segline.models.unet import UNet
-from segline.models.unet import UNet
 from segline.schedules import Cosine
 
 TINY = [
