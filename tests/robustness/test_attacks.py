@@ -16,11 +16,11 @@ def trained(overlapping: bool) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
     network = nn.Sequential(nn.Conv2d(2, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, outputs, 3, padding=1))
     truth = mask[:, None].to(torch.uint8) if overlapping else mask
     loss = BCELoss() if overlapping else CrossEntropyLoss()
-    optimizer = torch.optim.Adam(network.parameters(), 0.02)
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss(network(images), truth).backward()
-        optimizer.step()
+    for _ in range(150):
+        gradients = torch.autograd.grad(loss(network(images), truth), list(network.parameters()))
+        with torch.no_grad():
+            for weights, gradient in zip(network.parameters(), gradients, strict=True):
+                weights -= 0.5 * gradient
     return network.eval().requires_grad_(False), loss, images, truth
 
 
