@@ -67,6 +67,12 @@ def test_ten_steps_hurt_more_than_one(overlapping: bool) -> None:
     assert ((of["pgd"] - images).abs() > 0.999).float().mean() > 0.3
 
 
+def test_each_step_follows_the_gradient_of_where_it_stands() -> None:
+    images, free = torch.zeros(1, 1, 4, 4), torch.ones(1)
+    attacked = pgd(lambda x: -((x - 0.03) ** 2).sum(), images, 0.1, free, torch.zeros(1))
+    assert (attacked - 0.03).abs().max() <= 0.025  # a step; along the first gradient alone it would end at 0.1
+
+
 def test_ignored_pixels_are_not_attacked_for_their_own_sake() -> None:
     network, loss, images, mask = trained(False)
     mask[:, :8] = 255
