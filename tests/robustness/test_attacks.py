@@ -16,11 +16,11 @@ def trained(overlapping: bool) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
     network = nn.Sequential(nn.Conv2d(2, 12, 3, padding=1), nn.ReLU(), nn.Conv2d(12, outputs, 3, padding=1))
     truth = mask[:, None].to(torch.uint8) if overlapping else mask
     loss = BCELoss() if overlapping else CrossEntropyLoss()
-    optimizer = torch.optim.Adam(network.parameters(), 0.02)
-    for _ in range(60):
-        optimizer.zero_grad()
-        loss(network(images), truth).backward()
-        optimizer.step()
+    for _ in range(150):
+        gradients = torch.autograd.grad(loss(network(images), truth), list(network.parameters()))
+        with torch.no_grad():
+            for weights, gradient in zip(network.parameters(), gradients, strict=True):
+                weights -= 0.5 * gradient
     return network.eval().requires_grad_(False), loss, images, truth
 
 
@@ -65,6 +65,12 @@ def test_ten_steps_hurt_more_than_one(overlapping: bool) -> None:
         assert loss(network(of["pgd"]), mask) >= loss(network(of["fgsm"]), mask)
     # The projection is at work: without it the last steps would have left the ball.
     assert ((of["pgd"] - images).abs() > 0.999).float().mean() > 0.3
+
+
+def test_each_step_follows_the_gradient_of_where_it_stands() -> None:
+    images, free = torch.zeros(1, 1, 4, 4), torch.ones(1)
+    attacked = pgd(lambda x: -((x - 0.03) ** 2).sum(), images, 0.1, free, torch.zeros(1))
+    assert (attacked - 0.03).abs().max() <= 0.025  # a step; along the first gradient alone it would end at 0.1
 
 
 def test_ignored_pixels_are_not_attacked_for_their_own_sake() -> None:

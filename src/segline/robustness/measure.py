@@ -96,15 +96,7 @@ def measure(
     """
     paths = locate_all(settings.checkpoint)
     cases = _evenly(data.cases[split], trial.limit)
-    sources = [data.open(case)[0] for case in cases]
-    for source in sources:
-        check_size(source)
-        check(trial.corruptions or (), source)
-    names = (
-        fitting(sources[0], not isinstance(data, BiomedicalDataModule))
-        if trial.corruptions is None
-        else trial.corruptions
-    )
+    names = _fitting(trial, data, cases)
     predictor = Predictor(paths, settings)
     _check_metric(trial.metric, predictor.labels)
     reason = no_attacks(paths, settings) if trial.attacks else None
@@ -133,6 +125,17 @@ def measure(
     tables.write_json(columns.path, summary)
     report.write(output, summary, data, cases[0], partial(generator, trial.seed, cases[0].name))
     return summary
+
+
+def _fitting(trial: Trial, data: SegmentationDataModule, cases: Sequence[Case]) -> list[str]:
+    """The corruptions that are asked for, or those that fit the first case; refused before hours are spent where one cannot be."""
+    for case in cases:  # opened one by one: a process may hold only so many files
+        source = data.open(case)[0]
+        check_size(source)
+        check(trial.corruptions or (), source)
+    if trial.corruptions is not None:
+        return list(trial.corruptions)
+    return fitting(data.open(cases[0])[0], outdoors=not isinstance(data, BiomedicalDataModule))
 
 
 def _evenly(cases: Sequence[Case], limit: int | None) -> list[Case]:
