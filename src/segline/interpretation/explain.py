@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from segline import pictures, tables
 from segline.checkpoints import BEST
@@ -11,7 +12,7 @@ from segline.inference.inputs import find_inputs
 from segline.inference.members import ONNX, locate_all
 from segline.inference.network import choose_device, load_network
 from segline.inference.worker import open_for
-from segline.interpretation.subject import Subject, choose_window
+from segline.interpretation.subject import Drawn, Subject, choose_window
 from segline.io.open import IMAGE_SUFFIXES
 
 
@@ -64,19 +65,24 @@ def explain(
         "attention": subject.attention(),
         "receptive_field": subject.receptive_field(),
     }
-    there = {name: one for name, one in drawn.items() if one is not None}
     stem = _stem(file) if path.name == BEST else f"{_stem(file)}_{path.stem}"
     folder = Path(output) if output else path.parent / "explain" / stem
-    made = {name: folder / f"{name}.png" for name in there}
-    for name, one in there.items():
-        pictures.save(one.figure, made[name])
-    numbers = {name: one.numbers for name, one in there.items()}
-    tables.write_json(folder / "explain.json", {"checkpoint": str(path), "input": str(file), **subject.say, **numbers})
-    print("\n".join([f"{folder}:", *(f"  {made[name].name:20} {one.line}" for name, one in there.items())]))
-    print(f"  {'explain.json':20} the numbers")
+    said = {"checkpoint": str(path), "input": str(file), **subject.say}
+    made = _write(folder, {name: one for name, one in drawn.items() if one is not None}, said)
     if wandb:
         log_pictures(logged, {f"explain/{stem}/{name}": picture for name, picture in made.items()})
     return folder
+
+
+def _write(folder: Path, drawn: Mapping[str, Drawn], said: Mapping[str, Any]) -> dict[str, Path]:
+    """Write pictures and numbers, and say what lies where; the pictures' files."""
+    made = {name: folder / f"{name}.png" for name in drawn}
+    for name, one in drawn.items():
+        pictures.save(one.figure, made[name])
+    tables.write_json(folder / "explain.json", {**said, **{name: one.numbers for name, one in drawn.items()}})
+    lines = [f"  {made[name].name:20} {one.line}" for name, one in drawn.items()]
+    print("\n".join([f"{folder}:", *lines, f"  {'explain.json':20} the numbers"]))
+    return made
 
 
 def _one_checkpoint(checkpoint: str | Sequence[str]) -> Path:
