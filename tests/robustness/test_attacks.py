@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segline.losses import BCELoss, CrossEntropyLoss
+from segline.losses.entropy import BCELoss, CrossEntropyLoss
 from segline.robustness.attacks import ATTACKS, fgsm, loss_of, pgd
 
 
