@@ -139,6 +139,7 @@ def main() -> None:
         for data in args.data:
             rows = {n: [Run(data, seed, (f"model={n}",)) for seed in args.seeds] for n in args.networks}
             tables[data, f"{data}, model="] = rows
+    args.runs = args.runs / f"{args.minutes:g}_minutes"
     if not args.print:
         # Seed by seed, so that a table of all rows is there early.
         for _, run in sorted(

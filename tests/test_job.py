@@ -204,10 +204,16 @@ def test_a_run_that_has_reached_its_goal_stays_there(tmp_path: Path, few_scenes:
 def test_a_budget_that_ends_before_the_first_validation_leaves_its_last_weights(
     tmp_path: Path, few_scenes: Path
 ) -> None:
-    run(tmp_path / "run", few_scenes, "trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2")
+    early = ["trainer.max_epochs=1", "trainer.check_val_every_n_epoch=2"]
+    run(tmp_path / "run", few_scenes, *early)
     best, last = (read(tmp_path / "run" / name)["state_dict"] for name in (BEST, RESUME))
     assert best
     assert all(torch.equal(weights, last[name]) for name, weights in best.items())
+    last = run(tmp_path / "averaged", few_scenes, *early, "callbacks.average_weights=0.9")
+    average = last["callbacks"]["WeightAverage"]["average"]
+    best = read(tmp_path / "averaged" / BEST)["state_dict"]
+    assert all(torch.equal(best[f"network.{name}"], weights) for name, weights in average.items())
+    assert not torch.equal(best["network.head.weight"], last["state_dict"]["network.head.weight"])
 
 
 def test_a_misspelt_objective_is_answered_before_the_first_step(
@@ -267,10 +273,19 @@ def test_a_weight_map_reaches_the_loss_of_training_alone(
     assert all(weight is None for weight in evaluated)
 
 
-@pytest.mark.parametrize("twice", ["class_weights=true", "loss.class_weights=[1,2,3]"])
-def test_classes_are_not_balanced_twice(tmp_path: Path, few_scenes: Path, twice: str) -> None:
+@pytest.mark.parametrize(
+    "twice", [["class_weights=true"], ["loss.class_weights=[1,2,3]"], ["loss=dice_focal", "class_weights=true"]]
+)
+def test_classes_are_not_balanced_twice(tmp_path: Path, few_scenes: Path, twice: list[str]) -> None:
     with pytest.raises(ValueError, match=r"data\.weight_map balances the classes already.*set class_weights=false"):
-        run(tmp_path / "run", few_scenes, "data/weight_map=border", twice)
+        run(tmp_path / "run", few_scenes, "data/weight_map=border", *twice)
+
+
+def test_a_loss_without_weights_of_pixels_is_refused_beside_a_weight_map(tmp_path: Path, few_scenes: Path) -> None:
+    with pytest.raises(
+        ValueError, match="loss=dice_ce takes no weights of pixels; set loss=dice_ce, or data/weight_map=null"
+    ):
+        run(tmp_path / "run", few_scenes, "data/weight_map=border", "loss=smp")
 
 
 @pytest.mark.parametrize(

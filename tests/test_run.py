@@ -177,6 +177,7 @@ def test_two_processes_do_not_wait_for_gradients_that_never_come(tmp_path: Path)
 @pytest.mark.slow
 def test_sigterm_to_a_run_of_two_processes_saves_first_and_it_goes_on(tmp_path: Path) -> None:
     overrides = [*SATELLITE, *TWO, "trainer.max_epochs=3", "data.steps_per_epoch=40", "callbacks.pictures=false"]
+    overrides += ["callbacks.average_weights=0.9"]
     run_dir = tmp_path / "run"
     process = subprocess.Popen(command(run_dir, *overrides), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not (run_dir / "metrics.csv").exists():

@@ -51,8 +51,11 @@ class WeightAverage(Callback):
             torch._foreach_lerp_(list(self.average.values()), list(_weights(pl_module).values()), 1 - decay)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Put the average in the weights' place."""
+        """Put the average in the weights' place; of running statistics, which differ by process, that of the first process."""
         if trainer.state.fn == "fit":
+            if torch.distributed.is_initialized():
+                for average in self.average.values():
+                    torch.distributed.broadcast(average, src=0)
             self._swap(pl_module)
 
     # Not at the validation's end, when the best weights are written.
@@ -66,6 +69,10 @@ class WeightAverage(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Likewise, before a checkpoint to resume from is written."""
         self._put_back(pl_module)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Leave the average in the weights' place, for the best weights where no validation came before the end."""
+        self._swap(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resume goes on from."""

@@ -114,7 +114,7 @@ def print_costs(networks: Mapping[str, Callable[[], nn.Module]], trial: Trial) -
             try:
                 rows.append([name, *measure_costs(make(), trial).cells()])
             except (ValueError, RuntimeError) as error:  # of one that takes no such images, or doesn't fit the memory
-                refused.append(f"- {name}: {str(error).splitlines()[0]}")
+                refused.append(f"- {name}: {(str(error) or repr(error)).splitlines()[0]}")
     print(
         f"{trial}; a training step is one of dice_ce and AdamW; GFLOPs are of one image predicted, a multiply-add being two\n"
     )

@@ -117,10 +117,15 @@ def _build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentat
             f"loss={config.run.loss} takes {' or '.join(sorted(loss.schemes))} labels, but data={config.run.data} "
             f"has {data.labels.scheme} ones; set loss=dice_ce, which takes both"
         )
-    if data.weight_map is not None and data.labels.exclusive and getattr(loss, "class_weights", None) is not None:
+    parts = [part for part in loss.modules() if data.weight_map is not None]
+    if data.labels.exclusive and any(getattr(part, "class_weights", None) is not None for part in parts):
         raise ValueError(
             "data.weight_map balances the classes already, and class_weights would once more; set class_weights=false and "
             "loss.class_weights=null, or data/weight_map=null"
+        )
+    if not all(getattr(part, "weighs_pixels", True) for part in parts):
+        raise ValueError(
+            f"loss={config.run.loss} takes no weights of pixels; set loss=dice_ce, or data/weight_map=null"
         )
     network: nn.Module = build(config.model)
     channels_last = config.trainer.channels_last

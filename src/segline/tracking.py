@@ -76,8 +76,10 @@ def log_pictures(where: Mapping[str, Any], shown: Mapping[str, Path]) -> None:
     """Show pictures by their names in a run that was logged to before, as `logged_run` says it."""
     settings = wandb.Settings(silent=True, console="off")
     run = wandb.init(**where, resume="allow", mode=_mode(), settings=settings)
-    run.log({name: wandb.Image(str(path)) for name, path in shown.items()})
-    _close(run)
+    try:
+        run.log({name: wandb.Image(str(path)) for name, path in shown.items()})
+    finally:
+        _close(run)
 
 
 def _mode() -> Any:

@@ -66,6 +66,13 @@ def test_a_window_of_one_class_or_none_has_no_more_pixels_than_were_asked_for() 
         assert counts(SamplePixels(30)(before, np.random.default_rng(0))["mask"]) == found
 
 
+def test_masks_of_any_memory_layout_are_thinned_out() -> None:
+    mask = np.repeat([[0], [1]], 4, axis=1).T
+    assert not mask.flags.c_contiguous
+    kept = SamplePixels()({"image": np.zeros((1, 4, 2), np.float32), "mask": mask}, np.random.default_rng(0))["mask"]
+    assert np.array_equal(kept, mask)
+
+
 def test_pixels_are_sampled_by_a_line_of_the_command() -> None:
     line = "+data.augment.transforms.sample={_target_: segline.data.pixels.SamplePixels, num_pixels: 30}"
     augment = instantiate(compose(["data=biomedical3d", line]).data.augment, _convert_="all")

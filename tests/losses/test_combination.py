@@ -65,6 +65,8 @@ def test_a_sum_takes_the_schemes_that_all_of_it_take() -> None:
 def test_names_of_losses_and_weights_are_the_same() -> None:
     with pytest.raises(ValueError, match=r"loss.weights names \['dise'\], but loss.losses \['dice'\]"):
         WeightedSum(losses={"dice": DiceLoss()}, weights={"dise": 1})
+    with pytest.raises(ValueError, match="name at least one"):
+        WeightedSum(losses={}, weights={})
 
 
 # Deep supervision

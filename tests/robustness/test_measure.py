@@ -135,6 +135,10 @@ def test_a_stop_loses_only_the_column_that_was_measured(
     assert len(made) == count
     try_out(config(tmp_path, checkpoint, *again, "seed=1"), "folder", settings)
     assert len(made) == count + 20
+    mask = Path(tmp_path / "set" / "a_mask.png")
+    Image.fromarray(np.minimum(np.array(Image.open(mask)), 1)).save(mask)
+    try_out(config(tmp_path, checkpoint, *again, "seed=1"), "folder", settings)
+    assert len(made) == count + 40  # another truth
 
 
 def test_means_of_several_are_corrupted_but_not_attacked(

@@ -30,7 +30,7 @@ class SamplePixels:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Thin the mask out."""
         mask = sample["mask"]
-        kept = np.full_like(mask, IGNORE_INDEX)
+        kept = np.full(mask.shape, IGNORE_INDEX, mask.dtype)  # in one piece, of which the rows below are views
         rows = (-1, sample["image"][0].size)
         for labels, drawn in zip(mask.reshape(rows), kept.reshape(rows), strict=True):
             places = [np.flatnonzero(labels == label) for label in np.unique(labels[labels != IGNORE_INDEX])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import accumulate, repeat, takewhile
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,9 @@ def _wide_enough(
     network: Network, in_channels: int, spatial_dims: int, stride: int, axis: int
 ) -> tuple[tuple[int, ...], NDArray[np.intp]] | None:
     """The shape of an image at whose ends the cell in its middle is not seen, and from where that is; None if there is none."""
-    cells = 9
-    while cells * stride <= _MOST[spatial_dims]:
+    most = (_MOST[spatial_dims] // stride - 1) // 2 * 2 + 1
+    sizes = takewhile(lambda cells: cells < most, accumulate(repeat(9), lambda cells, _: 2 * cells + 1))
+    for cells in (*sizes, most):
         size = [2 * stride] * spatial_dims  # thin: the field along one axis does not depend on the others
         size[axis] = cells * stride
         shape = (1, in_channels, *size)
@@ -88,7 +90,6 @@ def _wide_enough(
         seen = _seen_from(network, shape, axis, slice(middle, middle + stride))
         if seen.min() >= stride and seen.max() < (cells - 1) * stride:
             return shape, seen
-        cells = 2 * cells + 1
     return None
 
 

@@ -44,7 +44,12 @@ def grad_cam(network: nn.Module, image: Tensor, layer: str, pixels: Tensor) -> l
     with hooked(network, keep), torch.enable_grad():
         logits = network(image.clone().requires_grad_())[0]
         scores = [(plane * where).sum() for plane, where in zip(logits, pixels, strict=True)]
-        slopes = [torch.autograd.grad(y, features[-1], retain_graph=True, allow_unused=True)[0] for y in scores]
+        slopes = [
+            torch.autograd.grad(y, features[-1], retain_graph=True, allow_unused=True)[0]
+            if where.any()
+            else 0 * features[-1]
+            for y, where in zip(scores, pixels, strict=True)
+        ]
     if any(slope is None for slope in slopes):
         raise ValueError(f"layer is {layer!r}, which no logit depends on; expected one that leads to the output")
     maps = features[-1].detach()[0].flatten(1)

@@ -41,9 +41,9 @@ class WeightedSum(Loss):
         weights: Mapping[str, float],
     ) -> None:
         super().__init__()
-        if set(losses) != set(weights):
+        if not losses or set(losses) != set(weights):
             raise ValueError(
-                f"loss.weights names {sorted(weights)}, but loss.losses {sorted(losses)}; give each loss its weight"
+                f"loss.weights names {sorted(weights)}, but loss.losses {sorted(losses)}; name at least one, and give each its weight"
             )
         self.losses = cast(Mapping[str, Loss], nn.ModuleDict(losses))
         self.weights = weights
@@ -104,7 +104,8 @@ class DeepSupervision(nn.Module):
 
         sum_k w_k loss(outputs_k, mask at the size of outputs_k)
 
-    Masks of coarser outputs are those of the pixels nearest to their centres.
+    Masks of coarser outputs are those of the pixels nearest to their centres, if their sizes divide the image's; else a mask is
+    stretched by less than one pixel of the output, which is more than the image then.
 
     Args:
         loss: On one output.

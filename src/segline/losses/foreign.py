@@ -31,6 +31,7 @@ class ForeignLoss(Loss):
     """
 
     library: str
+    weighs_pixels = False
 
     def __init__(self, name: str, class_weights: Sequence[float] | None = None) -> None:
         super().__init__(class_weights)

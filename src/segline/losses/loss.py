@@ -25,9 +25,10 @@ _LEAST = 1e-8
 
 
 class Loss(nn.Module):
-    """A loss with the label schemes that it takes, and weights of classes."""
+    """A loss with the label schemes that it takes, whether it takes weights of pixels, and weights of classes."""
 
     schemes: frozenset[str] = EXCLUSIVE | OVERLAPPING
+    weighs_pixels = True
     class_weights: Tensor | None
 
     def __init__(self, class_weights: Sequence[float] | None = None) -> None:

@@ -125,11 +125,11 @@ def check_spatial_dims(spatial_dims: int) -> None:
         raise ValueError(f"spatial_dims is {spatial_dims}; expected 2 for images or 3 for volumes")
 
 
-def check_channels(channels: Sequence[int], least: int = 1) -> None:
+def check_channels(channels: Sequence[int], least: int = 1, name: str = "channels") -> None:
     """Refuse networks without a level, or with one that is narrower than it can be."""
     if not channels or min(channels) < least:
         raise ValueError(
-            f"channels is {list(channels) or 'empty'}; expected the width of each level, {least} or more, such as [32, 64, 128, 256]"
+            f"{name} is {list(channels) or 'empty'}; expected the width of each level, {least} or more, such as [32, 64, 128, 256]"
         )
 
 

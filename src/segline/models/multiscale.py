@@ -8,10 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from segline.models.blocks import CONV, check_channels, check_spatial_dims, crop, initialize, norm_layer
+from segline.models.blocks import AVG_POOL, CONV, check_channels, check_spatial_dims, crop, initialize, norm_layer
 from segline.models.valid import mirror
-
-AVG_POOL: dict[int, type[nn.Module]] = {2: nn.AvgPool2d, 3: nn.AvgPool3d}
 
 
 class MultiScale(nn.Module):
@@ -57,6 +55,7 @@ class MultiScale(nn.Module):
         super().__init__()
         check_spatial_dims(spatial_dims)
         check_channels(channels)
+        check_channels(hidden_channels, name="hidden_channels")
         if not factors or min(factors) < 2:
             raise ValueError(f"factors is {list(factors)}; expected one coarse pathway or more, such as [3] or [3, 5]")
         self.stride = math.lcm(*factors)

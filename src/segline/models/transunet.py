@@ -148,7 +148,7 @@ class TransUNet(nn.Module):
         if spatial_dims != 2:
             raise ValueError("TransUNet takes images only; for volumes set model=unetr")
         check_channels(channels)
-        check_channels(decoder_channels)
+        check_channels(decoder_channels, name="decoder_channels")
         if len(channels) != 3:
             raise ValueError(f"channels is {list(channels)}; expected three widths, such as [64, 128, 256]")
         if len(decoder_channels) != 5:

@@ -13,7 +13,7 @@ from torch import Tensor
 from segline.data.cases import Case
 from segline.data.datamodule import SegmentationDataModule
 from segline.inference.members import ONNX
-from segline.inference.network import load_network
+from segline.inference.network import choose_device, load_network
 from segline.inference.predictor import Predictor, Settings, read_calibration
 from segline.io.source import read_padded
 from segline.labels import IGNORE_INDEX
@@ -52,7 +52,7 @@ class Attacked:
         self, path: Path, settings: Settings, predictor: Predictor, data: SegmentationDataModule, seed: int
     ) -> None:
         network, self.card = load_network(path, settings.trust)
-        self.device = torch.device(predictor.ensemble.members[0].device)
+        self.device = choose_device(settings.device)
         self.format = memory_format(2 + len(self.card.window))
         self.network = network.requires_grad_(False).to(self.device).to(memory_format=self.format)
         self.temperature = read_calibration(path).temperature if settings.calibrated else 1.0

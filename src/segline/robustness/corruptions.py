@@ -45,7 +45,7 @@ def levels(image: Image) -> Levels:
     """
     flat = image.reshape(len(image), -1)
     rows = []
-    for band in flat[:, :: max(1, flat.shape[1] // _MEASURED)]:
+    for band in flat[:, :: max(1, -(-flat.shape[1] // _MEASURED))]:
         values = band[~np.isnan(band)]
         low, high = np.percentile(values, [0.5, 99.5]) if values.size else (0.0, 0.0)
         if low == high and values.size:

@@ -21,6 +21,7 @@ from segline.data.biomedical import BiomedicalDataModule
 from segline.data.cases import Case
 from segline.data.datamodule import SegmentationDataModule
 from segline.evaluation.evaluate import Evaluator, Options, as_batch
+from segline.inference.journal import state
 from segline.inference.members import locate_all
 from segline.inference.predictor import Predictor, Settings, journal_settings
 from segline.labels import Labels
@@ -106,7 +107,8 @@ def measure(
     made_of = {
         **journal_settings(settings, paths),
         "version": _VERSION,
-        "cases": [[case.name, *map(str, case.images)] for case in cases],
+        "cases": [[case.name, *([str(file), *state(file)] for file in (*case.images, *case.masks))] for case in cases],
+        "data": {**data.card_fields(), "burn": data.burn, "blocks": data.blocks},
         "seed": trial.seed,
         "metrics": {name: getattr(overlap(predictor.labels, 1), name) for name in ("absent", "case_mean")},
     }
