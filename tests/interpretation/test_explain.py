@@ -241,7 +241,7 @@ def test_pictures_of_a_trained_run_go_into_its_own_run_of_wandb(tmp_path: Path) 
     tracking = runpy.run_path(str(Path(__file__).parents[1] / "test_tracking.py"))
     how = ["logger=wandb", "model=attention_unet", "model.channels=[4,6,8]", "callbacks.pictures=false"]
     tracking["train"](tmp_path / "run", *how, "trainer.max_epochs=1")
-    scene = next(Path(os.environ["SEGLINE_CACHE"]).rglob("*.tif"))
+    scene = next(Path(os.environ["SEGLINE_CACHE"]).glob("synthetic/satellite*/scenes/*.tif"))
     script = Path(segline.__file__).parents[1] / "explain.py"
     asked = [f"checkpoint={tmp_path}/run", f"input={scene}", "trainer=cpu", "wandb=true", "window=[64,64]"]
     done = subprocess.run([sys.executable, str(script), *asked], capture_output=True, text=True, timeout=300)

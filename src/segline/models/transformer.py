@@ -144,4 +144,5 @@ class VisionTransformer(nn.Module):
             tokens = layer(tokens)
             outputs.append(tokens)
         outputs[-1] = self.norm(tokens)
-        return [output.transpose(1, 2).unflatten(2, grid) for output in outputs]
+        # In the usual order of memory: of another one an export takes maps that are one patch wide for a case of their own.
+        return [output.transpose(1, 2).contiguous().unflatten(2, grid) for output in outputs]
