@@ -121,4 +121,8 @@ def test_both_fields_are_drawn_whole(depth: int | None, reach: Any) -> None:
 
 
 def test_a_field_without_a_gradient_is_drawn() -> None:
-    rendered(drawing.receptive_field(View(RGB), np.zeros((12, 20)), (6, 10), 1, None, ["one", "two", "three"]))
+    figure = drawing.receptive_field(View(RGB), np.zeros((12, 20)), (6, 10), 1, None, ["one", "two", "three"])
+    image, gradient = images(figure)
+    assert image.get_array().std() > 0
+    assert gradient.get_array().std() == 0
+    rendered(figure)

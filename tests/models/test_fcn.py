@@ -280,7 +280,7 @@ def test_a_checkpoint_fetches_no_weights() -> None:
     [
         ({"spatial_dims": 3}, "images only; for volumes set model=unet"),
         ({"channels": []}, "channels is empty"),
-        ({"channels": [4, 6, 8]}, r"channels is \[4, 6, 8\]; expected seven widths"),
+        ({"channels": [4, 6, 8]}, r"channels is \[4, 6, 8\]; expected 7 widths, such as"),
         ({"prediction_stride": 4}, "prediction_stride is 4; expected 32, 16 or 8"),
     ],
 )

@@ -146,8 +146,8 @@ def test_the_decoder_equals_its_definition() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ({"channels": [4, 8]}, "^channels is .4, 8.; expected three"),
-        ({"decoder_channels": [4, 8]}, "^decoder_channels is .4, 8.; expected five"),
+        ({"channels": [4, 8]}, "^channels is .4, 8.; expected 3 widths"),
+        ({"decoder_channels": [4, 8]}, "^decoder_channels is .4, 8.; expected 5 widths"),
         ({"spatial_dims": 3}, "images only; for volumes set model=unetr"),
     ],
 )

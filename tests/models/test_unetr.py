@@ -98,7 +98,7 @@ def test_logits_and_gradients_are_those_of_the_authors_code(spatial_dims: int, s
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
-    [({"channels": [4, 8]}, "channels is .4, 8.; expected four"), ({"num_layers": 6}, "multiple of 4")],
+    [({"channels": [4, 8]}, "channels is .4, 8.; expected 4 widths"), ({"num_layers": 6}, "multiple of 4")],
 )
 def test_what_cannot_be_is_refused(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

@@ -30,7 +30,7 @@ class ForeignLoss(Loss):
         ValueError: A library that is not installed, a name or an argument that it does not know, or weights of pixels or classes.
     """
 
-    library: str
+    origin: str
     weighs_pixels = False
 
     def __init__(self, name: str, class_weights: Sequence[float] | None = None) -> None:
@@ -40,13 +40,13 @@ class ForeignLoss(Loss):
     def weigh(self, class_weights: Sequence[float]) -> None:
         """Refuse: each library has its own weights."""
         raise ValueError(
-            f"losses of {self.library} take no class_weights from here; set class_weights=false, and theirs in loss.arguments"
+            f"losses of {self.origin} take no class_weights from here; set class_weights=false, and theirs in loss.arguments"
         )
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         """The loss of float32 logits."""
         if weight is not None:
-            raise ValueError(f"losses of {self.library} take no weight of pixels; set loss=dice_ce, which does")
+            raise ValueError(f"losses of {self.origin} take no weight of pixels; set loss=dice_ce, which does")
         logits, mask = self._gather(logits), self._gather(mask)
         exclusive, valid = mask.ndim == logits.ndim - 1, mask != IGNORE_INDEX
         background = torch.full_like(logits, -_SURE)
@@ -71,7 +71,7 @@ class ForeignLoss(Loss):
             close = difflib.get_close_matches(self.name, known)
             hint = f" Did you mean {' or '.join(close)}?" if close else ""
             raise ValueError(
-                f"loss.name is {self.name!r}; of {self.library} there are {', '.join(sorted(known))}.{hint}"
+                f"loss.name is {self.name!r}; of {self.origin} there are {', '.join(sorted(known))}.{hint}"
             )
         # A YAML has lists, where torch takes tensors.
         given = {
@@ -82,7 +82,7 @@ class ForeignLoss(Loss):
         except Exception as error:  # each class refuses in its own way
             takes = ", ".join(inspect.signature(known[self.name]).parameters)
             raise ValueError(
-                f"{self.library} does not build {self.name} with loss.arguments: {error}; it takes {takes}"
+                f"{self.origin} does not build {self.name} with loss.arguments: {error}; it takes {takes}"
             ) from error
 
     def _gather(self, tensor: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ class MonaiLoss(ForeignLoss):
         Cardoso et al., MONAI, 2022. https://arxiv.org/abs/2211.02701
     """
 
-    library = "MONAI"
+    origin = "MONAI"
 
     def __init__(
         self, name: str, arguments: Mapping[str, Any] | None = None, class_weights: Sequence[float] | None = None
@@ -139,13 +139,13 @@ class SMPLoss(ForeignLoss):
         Iakubovskii, Segmentation Models Pytorch, 2019. https://github.com/qubvel-org/segmentation_models.pytorch
     """
 
-    library = "segmentation-models-pytorch"
+    origin = "segmentation-models-pytorch"
 
     def __init__(
         self, name: str, arguments: Mapping[str, Any] | None = None, class_weights: Sequence[float] | None = None
     ) -> None:
         super().__init__(name, class_weights)
-        known = _losses("segmentation_models_pytorch.losses", self.library, self.library)
+        known = _losses("segmentation_models_pytorch.losses", self.origin, self.origin)
         known.pop("MCCLoss", None)  # of probabilities; MONAI has it of logits
         self.schemes = {"SoftBCEWithLogitsLoss": OVERLAPPING, "SoftCrossEntropyLoss": EXCLUSIVE}.get(name, self.schemes)
         for scheme in sorted(self.schemes):

@@ -125,12 +125,16 @@ def check_spatial_dims(spatial_dims: int) -> None:
         raise ValueError(f"spatial_dims is {spatial_dims}; expected 2 for images or 3 for volumes")
 
 
-def check_channels(channels: Sequence[int], least: int = 1, name: str = "channels") -> None:
-    """Refuse networks without a level, or with one that is narrower than it can be."""
+def check_channels(
+    channels: Sequence[int], least: int = 1, name: str = "channels", usual: Sequence[int] | None = None
+) -> None:
+    """Refuse networks without a level, with one that is narrower than it can be, or of another number than the usual widths."""
     if not channels or min(channels) < least:
         raise ValueError(
             f"{name} is {list(channels) or 'empty'}; expected the width of each level, {least} or more, such as [32, 64, 128, 256]"
         )
+    if usual is not None and len(channels) != len(usual):
+        raise ValueError(f"{name} is {list(channels)}; expected {len(usual)} widths, such as {list(usual)}")
 
 
 def level_block(

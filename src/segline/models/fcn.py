@@ -58,9 +58,7 @@ class FCN(nn.Module):
         super().__init__()
         if spatial_dims != 2:
             raise ValueError("FCN takes images only; for volumes set model=unet or model=unet3d")
-        check_channels(channels)
-        if len(channels) != 7:
-            raise ValueError(f"channels is {list(channels)}; expected seven widths: VGG16's five stages, fc6 and fc7")
+        check_channels(channels, usual=[64, 128, 256, 512, 512, 4096, 4096])
         if prediction_stride not in _SCORED:
             raise ValueError(f"prediction_stride is {prediction_stride}; expected 32, 16 or 8")
         self.stride, self.prediction_stride = 32, prediction_stride

@@ -147,14 +147,8 @@ class TransUNet(nn.Module):
         super().__init__()
         if spatial_dims != 2:
             raise ValueError("TransUNet takes images only; for volumes set model=unetr")
-        check_channels(channels)
-        check_channels(decoder_channels, name="decoder_channels")
-        if len(channels) != 3:
-            raise ValueError(f"channels is {list(channels)}; expected three widths, such as [64, 128, 256]")
-        if len(decoder_channels) != 5:
-            raise ValueError(
-                f"decoder_channels is {list(decoder_channels)}; expected five widths, such as [512, 256, 128, 64, 16]"
-            )
+        check_channels(channels, usual=[64, 128, 256])
+        check_channels(decoder_channels, name="decoder_channels", usual=[512, 256, 128, 64, 16])
         self.stride = 16
         self.resnet = ResNet(in_channels, channels)
         *skips, deepest = self.resnet.out_channels

@@ -93,9 +93,7 @@ class UNETR(nn.Module):
     ) -> None:
         super().__init__()
         check_spatial_dims(spatial_dims)
-        check_channels(channels)
-        if len(channels) != 4:
-            raise ValueError(f"channels is {list(channels)}; expected four widths, such as [16, 32, 64, 128]")
+        check_channels(channels, usual=[16, 32, 64, 128])
         if num_layers < 4 or num_layers % 4:
             raise ValueError(
                 f"num_layers is {num_layers}; expected a multiple of 4, as each quarter of them has a skip"

@@ -104,13 +104,12 @@ def measure(
     attacks = [] if reason else list(trial.attacks)
     if reason:
         notes = [*notes, f"Attacks are left out: {reason}."]
+    rules = overlap(predictor.labels, 1)
     made_of = {
         **journal_settings(settings, paths),
-        "version": _VERSION,
-        "cases": [[case.name, *([str(file), *state(file)] for file in (*case.images, *case.masks))] for case in cases],
-        "data": {**data.card_fields(), "burn": data.burn, "blocks": data.blocks},
+        **_made_of(data, cases),
         "seed": trial.seed,
-        "metrics": {name: getattr(overlap(predictor.labels, 1), name) for name in ("absent", "case_mean")},
+        "metrics": {name: getattr(rules, name) for name in ("absent", "case_mean")},
     }
     columns = _Columns(output / "robustness.json", made_of, cases, partial(overlap, predictor.labels, len(cases)))
     loop = _Loop(columns, Evaluator(predictor, data, Options(), overlap), trial.seed)
@@ -127,6 +126,16 @@ def measure(
     tables.write_json(columns.path, summary)
     report.write(output, summary, data, cases[0], partial(generator, trial.seed, cases[0].name))
     return summary
+
+
+def _made_of(data: SegmentationDataModule, cases: Sequence[Case]) -> dict[str, Any]:
+    """What scores depend on besides the networks: files as they are now, and how they are read."""
+    files = {case.name: (*case.images, *case.masks) for case in cases}
+    return {
+        "version": _VERSION,
+        "cases": [[name, *([str(file), *state(file)] for file in of_case)] for name, of_case in files.items()],
+        "data": {**data.card_fields(), "burn": data.burn, "blocks": data.blocks},
+    }
 
 
 def _fitting(trial: Trial, data: SegmentationDataModule, cases: Sequence[Case]) -> list[str]:
