@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from segline import costs
 from segline.config import CONF_DIR, networks
-from segline.costs import Costs, Trial, count_flops, count_kept, measure_costs, median_seconds, print_costs
+from segline.costs import Costs, Workload, count_flops, count_kept, measure_costs, median_seconds, print_costs
 from segline.models.unet import UNet
 
 SRC = Path(__file__).resolve().parents[1] / "src"
 CPU = torch.device("cpu")
-TRIAL = Trial([16, 24], in_channels=3, num_classes=2, batch_size=2, repeats=1, device=CPU, precision="32-true")
+WORKLOAD = Workload([16, 24], in_channels=3, num_classes=2, batch_size=2, repeats=1, device=CPU, precision="32-true")
 
 
 def test_operations_are_those_of_the_convolutions() -> None:
@@ -60,7 +60,7 @@ def test_views_of_one_memory_and_weights_in_low_precision_do_not_count_anew() ->
 def test_a_network_is_measured_as_it_is_trained_and_asked() -> None:
     network = UNet(3, 2, channels=[4, 6])
     before = [p.clone() for p in network.parameters()]
-    found = measure_costs(network, TRIAL)
+    found = measure_costs(network, WORKLOAD)
     assert found.weights == sum(p.numel() for p in before)
     assert found.field == [
         18,
@@ -79,7 +79,7 @@ def test_the_first_call_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     def call() -> None:
         seconds[0] += next(calls)
 
-    assert median_seconds(call, Trial([1, 1], 1, 1, 1, 3, CPU, "")) == 2
+    assert median_seconds(call, Workload([1, 1], 1, 1, 1, 3, CPU, "")) == 2
 
 
 @pytest.mark.parametrize(("field", "said"), [(None, "whole image"), ([51, 51], "51"), ([5, 204, 204], "5 x 204 x 204")])
@@ -96,7 +96,7 @@ def test_those_that_refuse_are_named_and_the_others_come(capsys: pytest.CaptureF
         return make
 
     makers = {"flat": refuse(ValueError("volumes only\nand more")), "conv": lambda: nn.Conv2d(3, 2, 1), "thin": chain}
-    print_costs({**makers, "bands": lambda: nn.Conv2d(4, 2, 1)}, TRIAL)
+    print_costs({**makers, "bands": lambda: nn.Conv2d(4, 2, 1)}, WORKLOAD)
     shown = capsys.readouterr()
     lines = shown.out.splitlines()
     assert lines[0].startswith("2 images of 16 x 24 pixels, 3 bands, 2 classes; 32-true on a CPU")

@@ -44,6 +44,12 @@ def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
         return hydra_compose(name, overrides=list(overrides))
 
 
+def as_list(value: Any) -> Any:
+    """Plain values of a key that may hold several; one that stands alone is a list of one."""
+    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+    return plain if plain is None or isinstance(plain, list) else [plain]
+
+
 def own_data(checkpoint: str | None) -> dict[str, Any]:
     """The data config of the run that a checkpoint lies in; empty where there is none.
 

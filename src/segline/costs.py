@@ -29,7 +29,7 @@ _HEAD = ["Network", "Weights, M", "GFLOPs", "Field, px", "Activations, MB", "Tra
 
 
 @dataclass(frozen=True)
-class Trial:
+class Workload:
     """What networks are measured on.
 
     Args:
@@ -99,12 +99,12 @@ class Costs:
         ]
 
 
-def print_costs(networks: Mapping[str, Callable[[], nn.Module]], trial: Trial) -> None:
+def print_costs(networks: Mapping[str, Callable[[], nn.Module]], workload: Workload) -> None:
     """Measure networks one by one, and print a Markdown table of them and, below it, why some are not in it.
 
     Args:
         networks: What makes each, by name.
-        trial: What they are measured on.
+        workload: What they are measured on.
     """
     keep_freed()
     rows, refused = [_HEAD], []
@@ -112,11 +112,11 @@ def print_costs(networks: Mapping[str, Callable[[], nn.Module]], trial: Trial) -
         for name, make in bar:
             bar.set_description(name)
             try:
-                rows.append([name, *measure_costs(make(), trial).cells()])
+                rows.append([name, *measure_costs(make(), workload).cells()])
             except (ValueError, RuntimeError) as error:  # of one that takes no such images, or doesn't fit the memory
                 refused.append(f"- {name}: {(str(error) or repr(error)).splitlines()[0]}")
     print(
-        f"{trial}; a training step is one of dice_ce and AdamW; GFLOPs are of one image predicted, a multiply-add being two\n"
+        f"{workload}; a training step is one of dice_ce and AdamW; GFLOPs are of one image predicted, a multiply-add being two\n"
     )
     if len(rows) > 1:
         print(aligned(rows, "markdown"))
@@ -124,21 +124,23 @@ def print_costs(networks: Mapping[str, Callable[[], nn.Module]], trial: Trial) -
         print("\n".join(["", "Not measured:", *refused]))
 
 
-def measure_costs(network: nn.Module, trial: Trial) -> Costs:
+def measure_costs(network: nn.Module, workload: Workload) -> Costs:
     """Measure one network; it is trained a few steps on noise, and cast for prediction."""
     torch.manual_seed(0)
-    network = network.to(trial.device, memory_format=memory_format(2 + len(trial.size)))  # type: ignore[call-overload]
+    network = network.to(workload.device, memory_format=memory_format(2 + len(workload.size)))  # type: ignore[call-overload]
     weights = sum(p.numel() for p in network.parameters())
-    flops = count_flops(network.eval(), trial.images(1))
-    stride, call = getattr(network, "stride", None), on_arrays(network, trial.device, "32-true")
-    field = measure_field(call, trial.in_channels, len(trial.size), stride if isinstance(stride, int) else _STRIDE)
+    flops = count_flops(network.eval(), workload.images(1))
+    stride, call = getattr(network, "stride", None), on_arrays(network, workload.device, "32-true")
+    field = measure_field(
+        call, workload.in_channels, len(workload.size), stride if isinstance(stride, int) else _STRIDE
+    )
     loss = DeepSupervision(DiceCELoss(), getattr(network, "output_weights", None))
     optimizer = torch.optim.AdamW(parameter_groups(network.train()))
-    images = trial.images()
-    mask = torch.randint(trial.num_classes, (trial.batch_size, *trial.size), device=trial.device)
+    images = workload.images()
+    mask = torch.randint(workload.num_classes, (workload.batch_size, *workload.size), device=workload.device)
 
     def forward() -> Tensor:
-        with autocast(trial.device, trial.precision):
+        with autocast(workload.device, workload.precision):
             value: Tensor = loss(network(images), mask)
         return value
 
@@ -148,11 +150,11 @@ def measure_costs(network: nn.Module, trial: Trial) -> Costs:
         optimizer.step()
 
     activations = count_kept(forward, [*network.parameters(), *network.buffers()])
-    training = median_seconds(step, trial)
+    training = median_seconds(step, workload)
     optimizer.zero_grad()
-    cast_weights(network.eval(), trial.device, trial.precision)
-    predict, batch = on_arrays(network, trial.device, trial.precision), images.cpu().numpy()
-    return Costs(weights, flops, field, activations, training, median_seconds(lambda: predict(batch), trial))
+    cast_weights(network.eval(), workload.device, workload.precision)
+    predict, batch = on_arrays(network, workload.device, workload.precision), images.cpu().numpy()
+    return Costs(weights, flops, field, activations, training, median_seconds(lambda: predict(batch), workload))
 
 
 def count_flops(network: nn.Module, images: Tensor) -> int:
@@ -190,13 +192,13 @@ def _is_made_of_a_weight(tensor: Tensor) -> bool:
     return len(sources) == 1 and hasattr(sources[0], "variable")
 
 
-def median_seconds(call: Callable[[], object], trial: Trial) -> float:
+def median_seconds(call: Callable[[], object], workload: Workload) -> float:
     """How long a call takes, after one that does not count."""
     seconds = []
-    for _ in range(1 + trial.repeats):
+    for _ in range(1 + workload.repeats):
         start = time.perf_counter()
         call()
-        if trial.device.type == "cuda":
-            torch.cuda.synchronize(trial.device)
+        if workload.device.type == "cuda":
+            torch.cuda.synchronize(workload.device)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds[1:])

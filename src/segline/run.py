@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from segline.commit import temporary_path
-from segline.config import CONF_DIR, CONFIG, LOCK, networks, offer_own_data
+from segline.config import CONF_DIR, CONFIG, LOCK, as_list, networks, offer_own_data
 from segline.refusals import Stopped
 
 __all__ = ["compare_models", "evaluate", "explain", "export", "offer_own_data", "predict", "robustness", "train"]
@@ -169,8 +169,7 @@ def _asked(config: DictConfig) -> dict[str, Any]:
 
 def _listed(plain: dict[str, Any]) -> dict[str, Any]:
     """Settings of several names as lists: also=gpkg is one name, not four letters."""
-    single = [name for name in ("also", "tta", "trust") if name in plain and not isinstance(plain[name], list)]
-    return {**plain, **{name: [plain[name]] for name in single}}
+    return {**plain, **{name: as_list(plain[name]) for name in ("also", "tta", "trust") if name in plain}}
 
 
 def _device(trainer: DictConfig) -> str:
@@ -206,16 +205,16 @@ def compare_models(config: DictConfig) -> None:
         raise ValueError(f"in_channels, num_classes, batch_size and repeats are {numbers}; expected numbers from 1")
     asked = {"in_channels": config.in_channels, "num_classes": config.num_classes, "spatial_dims": len(config.size)}
     makers = networks(config.models, **asked)
-    from segline.costs import Trial, print_costs
+    from segline.costs import Workload, print_costs
     from segline.inference.network import choose_device
     from segline.precision import fast_precision
 
     device = choose_device(_device(config.trainer))
     precision = _precision(config.trainer.precision) or fast_precision(device.type)
-    trial = Trial(
+    workload = Workload(
         list(config.size), config.in_channels, config.num_classes, config.batch_size, config.repeats, device, precision
     )
-    print_costs(makers, trial)
+    print_costs(makers, workload)
 
 
 @_command("explain")

@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from segline.card import Card
 from segline.checkpoints import BEST
-from segline.config import OWN, build
+from segline.config import OWN, as_list, build
 from segline.data.cases import SPLITS
 from segline.data.datamodule import SegmentationDataModule
 from segline.data.folder import discover
@@ -67,7 +67,7 @@ def try_out(config: DictConfig, data_name: str, settings: Settings) -> dict[str,
     """
     from segline.robustness.measure import Trial, measure
 
-    names = {name: _listed(config[name]) for name in ("corruptions", "attacks", "sizes")}
+    names = {name: as_list(config[name]) for name in ("corruptions", "attacks", "sizes")}
     trial = Trial(**names, metric=config.metric, limit=config.limit, seed=config.seed)
     paths, card, data, split = _open_all(config, data_name, settings)
     how = _say_settings(settings, Options(), card)
@@ -82,12 +82,6 @@ def try_out(config: DictConfig, data_name: str, settings: Settings) -> dict[str,
         _title(paths, card, data_name, split, how),
         _flattered(split, data_name == OWN, settings.calibrated),
     )
-
-
-def _listed(value: Any) -> Any:
-    """Plain values; one that stands alone is a list of one."""
-    plain = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-    return plain if plain is None or isinstance(plain, list) else [plain]
 
 
 def _open_all(

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from segline.inference.field import measure_field, measure_margin
+from segline.inference.field import measure_field, measure_margin, measure_sides
 from segline.inference.network import on_arrays
 from segline.inference.tiled import Network
+from segline.models.attention_unet import AttentionUNet
 from segline.models.multiscale import MultiScale
 from segline.models.unet import UNet
 from segline.models.unet_2015 import UNet2015
@@ -42,6 +43,30 @@ def test_fields_of_convolutions_are_the_sums_of_their_kernels(network: nn.Module
 
 def test_a_margin_is_as_wide_as_the_side_that_is_looked_at_further() -> None:
     assert measure_margin(call(Behind()), 1, 2, stride=1) == [0, 7]
+
+
+def test_each_side_is_told_from_the_other() -> None:
+    sides = measure_sides(
+        call(nn.Sequential(Behind(), nn.ConstantPad2d((0, 0, 2, 0), 0), nn.MaxPool2d((3, 1), 1))), 1, 2, stride=1
+    )
+    assert sides is not None
+    assert [(before.tolist(), behind.tolist()) for before, behind in sides] == [([2], [0]), ([0], [7])]
+
+
+@pytest.mark.parametrize("kind", [UNet, AttentionUNet, UNet2015])
+def test_each_place_in_a_cell_looks_as_far_as_single_pixels_show_one_by_one(kind: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    network = kind(1, 2, channels=[2, 3, 4]).eval()
+    sides = measure_sides(call(network), 1, 2, stride=4)
+    assert sides is not None
+    images = np.zeros((88, 1, 88, 16), np.float32)
+    images[np.arange(88), ..., np.arange(88), :] = np.nan
+    seen = np.isnan(call(network)(images)).any((1, 3))  # [row, output]
+    before, behind = sides[0]
+    for center in range(40, 44):
+        reached = np.flatnonzero(seen[:, center])
+        assert 0 < reached[0] < reached[-1] < 87
+        assert (before[center % 4], behind[center % 4]) == (center - reached[0], reached[-1] - center)
 
 
 def by_hand(network: nn.Module, inside: slice, length: int) -> int:

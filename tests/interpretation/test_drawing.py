@@ -9,7 +9,7 @@ from PIL import Image
 from schemes import CELLS, REGIONS
 
 from segline.interpretation import drawing
-from segline.interpretation.drawing import View
+from segline.interpretation.drawing import Canvas
 from segline.interpretation.features import FeatureMap
 
 RNG = np.random.default_rng(0)
@@ -55,7 +55,7 @@ def test_filters_are_the_weights_in_the_same_place_of_each_band(shape: tuple[int
 def test_of_a_volume_the_slice_is_drawn_at_its_place_in_a_map() -> None:
     one = feature(2, 5, 4, 6, step=2, start=-1)  # covers slices -1 to 9
     for depth, place in ((0, 0), (1, 1), (2, 1), (7, 4), (30, 4)):
-        values, extent = View(RGB, depth=depth).of(one)
+        values, extent = Canvas(RGB, depth=depth).of(one)
         np.testing.assert_array_equal(values, one.values[:, place])
         assert extent == (-1, 11, 7, -1)
 
@@ -63,7 +63,7 @@ def test_of_a_volume_the_slice_is_drawn_at_its_place_in_a_map() -> None:
 @pytest.mark.parametrize("depth", [None, 1])
 def test_maps_lie_over_the_image_and_volumes_as_radiologists_see_them(depth: int | None) -> None:
     size = (3, 5) if depth is None else (2, 3, 5)
-    figure = drawing.features(View(RGB, depth=depth), [feature(9, *size), feature(2, *size)])
+    figure = drawing.features(Canvas(RGB, depth=depth), [feature(9, *size), feature(2, *size)])
     shown = [axis for axis in figure.axes if axis.images and axis.get_xlim() in ((0, 20), (20, 0))]
     assert len(shown) == 1 + 8 + 1 + 2
     for axis in shown:
@@ -76,14 +76,14 @@ def test_the_channels_that_vary_most_are_shown_by_their_numbers() -> None:
     values = torch.zeros(12, 3, 5)
     values[[11, 3, 5]] = torch.rand(3, 3, 5)
     values[7] = 100  # large, and the same everywhere
-    figure = drawing.features(View(RGB), [FeatureMap("layer", values, (4, 4), (0, 0))])
+    figure = drawing.features(Canvas(RGB), [FeatureMap("layer", values, (4, 4), (0, 0))])
     numbers = [text.get_text() for axis in figure.axes[1:9] for text in axis.texts]
     assert numbers == ["0", "1", "2", "3", "4", "5", "6", "11"]  # the first of equals besides
 
 
 def test_gates_are_drawn_as_they_are() -> None:
     gates = [feature(1, 3, 5), feature(1, 6, 10, step=2)]
-    figure = drawing.attention(View(RGB), gates)
+    figure = drawing.attention(Canvas(RGB), gates)
     drawn = images(figure)[1:3]
     for picture, gate in zip(drawn, gates, strict=True):
         np.testing.assert_array_equal(picture.get_array(), gate.values[0])
@@ -95,14 +95,14 @@ def test_a_class_is_drawn_as_shares_of_its_largest_value(labels: Any) -> None:
     mask = np.zeros((12, 20), np.uint8) if labels.exclusive else np.zeros((2, 12, 20), np.uint8)
     mask[..., 4:8, 4:9] = 1
     maps = {1: feature(1, 3, 5), 0: FeatureMap("layer", torch.zeros(1, 3, 5), (4, 4), (0, 0))}
-    figure = drawing.cams(View(RGB), maps, mask, labels, "title")
+    figure = drawing.cams(Canvas(RGB), maps, mask, labels, "title")
     titles = [axis.get_title(loc="left") for axis in figure.axes]
     assert titles[:4] == ["image", "prediction", labels.names[1], f"{labels.names[0]}: nothing speaks for it here"]
     share = figure.axes[2].images[1].get_array()
     np.testing.assert_allclose(share, maps[1].values[0] / maps[1].values.max())
     assert not figure.axes[3].images[1].get_array().any()
     rendered(figure)
-    rendered(drawing.cams(View(RGB), {}, mask * 0, labels, "none is predicted"))
+    rendered(drawing.cams(Canvas(RGB), {}, mask * 0, labels, "none is predicted"))
 
 
 @pytest.mark.parametrize("depth", [None, 1])
@@ -110,7 +110,7 @@ def test_a_class_is_drawn_as_shares_of_its_largest_value(labels: Any) -> None:
 def test_both_fields_are_drawn_whole(depth: int | None, reach: Any) -> None:
     share = np.zeros((12, 20))
     share[6, 10] = 1
-    figure = drawing.receptive_field(View(RGB, depth=depth), share, (6, 10), 5, reach, ["one", "two", "three"])
+    figure = drawing.receptive_field(Canvas(RGB, depth=depth), share, (6, 10), 5, reach, ["one", "two", "three"])
     for axis in figure.axes[:2]:
         boxes = [(p.get_x(), p.get_y(), p.get_width(), p.get_height()) for p in axis.patches]
         assert boxes == [(8, 4, 5, 5), *([(-30, 3, 71, 6)] if reach else [])]
@@ -121,7 +121,7 @@ def test_both_fields_are_drawn_whole(depth: int | None, reach: Any) -> None:
 
 
 def test_a_field_without_a_gradient_is_drawn() -> None:
-    figure = drawing.receptive_field(View(RGB), np.zeros((12, 20)), (6, 10), 1, None, ["one", "two", "three"])
+    figure = drawing.receptive_field(Canvas(RGB), np.zeros((12, 20)), (6, 10), 1, None, ["one", "two", "three"])
     image, gradient = images(figure)
     assert image.get_array().std() > 0
     assert gradient.get_array().std() == 0

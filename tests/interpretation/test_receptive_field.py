@@ -1,68 +1,11 @@
 import functools
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from segline.inference.network import on_arrays
-from segline.interpretation.receptive_field import EffectiveField, effective_field, theoretical_field
-from segline.models.attention_unet import AttentionUNet
-from segline.models.unet import UNet
-from segline.models.unet_2015 import UNet2015
-
-
-def field(network: nn.Module, center: list[int], stride: int, bands: int = 1) -> Any:
-    call = on_arrays(network.eval(), torch.device("cpu"), "32-true")
-    return theoretical_field(call, bands, center, stride)
-
-
-def conv(size: int, **how: Any) -> nn.Conv2d:
-    return nn.Conv2d(1, 1, size, padding=how.get("dilation", 1) * (size // 2), **how)
-
-
-@pytest.mark.parametrize(
-    ("layers", "sides"),
-    [
-        ([conv(3), nn.ReLU(), conv(3)], (2, 2)),  # 5 x 5
-        ([conv(3), conv(7)], (4, 4)),
-        ([conv(3, dilation=4)], (4, 4)),
-        ([conv(1)], (0, 0)),
-        ([nn.ZeroPad2d((1, 0, 1, 0)), nn.Conv2d(1, 1, 2)], (1, 0)),  # uneven
-    ],
-)
-def test_stacks_of_convolutions_see_what_they_must(layers: list[nn.Module], sides: tuple[int, int]) -> None:
-    assert field(nn.Sequential(*layers), [20, 20], 1) == [sides, sides]
-
-
-def test_axes_have_fields_of_their_own() -> None:
-    network = nn.Conv3d(1, 1, (1, 3, 5), padding=(0, 1, 2))
-    assert field(network, [4, 4, 4], 1) == [(0, 0), (1, 1), (2, 2)]
-
-
-@pytest.mark.parametrize("kind", [UNet, AttentionUNet, UNet2015])
-@pytest.mark.parametrize("center", [40, 43])
-def test_it_is_what_single_pixels_show_one_by_one(kind: type[nn.Module], center: int) -> None:
-    torch.manual_seed(0)
-    network = kind(1, 2, channels=[2, 3, 4]).eval()
-    found = field(network, [center, 8], 4)
-    seen = []
-    for row in range(88):
-        probe = torch.zeros(1, 1, 88, 16)
-        probe[0, 0, row] = torch.nan
-        with torch.inference_mode():
-            seen.append(bool(network(probe)[0, :, center].isnan().any()))
-    reached = np.flatnonzero(seen)
-    assert 0 < reached[0] < reached[-1] < 87
-    assert found[0] == (center - reached[0], reached[-1] - center)
-    # A gradient passes by what the maximum of a pool and a ReLU hide.
-    assert sum(found[0]) > 20
-
-
-def test_a_network_that_looks_at_everything_has_no_limit() -> None:
-    torch.manual_seed(0)
-    assert field(UNet(1, 2, channels=[2, 3], norm="instance"), [8, 8], 2) is None
+from segline.interpretation.receptive_field import EffectiveField, effective_field
 
 
 class Still(nn.Module):

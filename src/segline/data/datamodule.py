@@ -58,6 +58,9 @@ class SegmentationDataModule(pl.LightningDataModule):
         origin: Where the data set comes from, for the message when it is missing.
     """
 
+    #: Whether its images may show what is outdoors, where there is weather.
+    outdoors = True
+
     def __init__(
         self,
         root: str | None,

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from segline.inference.tiled import Network
 
-#: Pixels along an axis after which a network counts as one that looks at everything, by the number of axes.
-_MOST = {2: 4096, 3: 1300}
+#: Pixels to each side after which a network counts as one that looks at everything, by the number of axes.
+FARTHEST = {2: 2048, 3: 650}
 
 
 def measure_margin(network: Network, in_channels: int, spatial_dims: int, stride: int) -> list[int]:
@@ -33,7 +33,7 @@ def measure_margin(network: Network, in_channels: int, spatial_dims: int, stride
         found = _wide_enough(network, in_channels, spatial_dims, stride, axis)
         if found is None:
             raise ValueError(
-                f"the network looks at more than {_MOST[spatial_dims] // 2} pixels around each, as with instance normalisation or "
+                f"the network looks at more than {FARTHEST[spatial_dims]} pixels around each, as with instance normalisation or "
                 "pooling over the whole image: no tiles can give what the whole image would; set blend=gaussian"
             )
         shape, seen = found
@@ -42,16 +42,16 @@ def measure_margin(network: Network, in_channels: int, spatial_dims: int, stride
     return margins
 
 
-def measure_field(network: Network, in_channels: int, spatial_dims: int, stride: int) -> list[int] | None:
-    """The receptive field: how many pixels along each axis an output depends on, at most; None where that is the whole image.
+def measure_sides(
+    network: Network, in_channels: int, spatial_dims: int, stride: int
+) -> list[tuple[NDArray[np.intp], NDArray[np.intp]]] | None:
+    """How many pixels before and how many behind it an output depends on along each axis; None where that is the whole image.
 
-    Outputs within a cell of the network's grid look differently far. So each pixel of a cell is made nan, one by one; arguments as of
-    `measure_margin`.
+    Outputs within a cell of the network's grid look differently far: each side is `[stride]`, by the place in the cell. So each pixel of a
+    cell is made nan, one by one; a gradient would miss what a maximum or a ReLU happens to hide. Arguments as of `measure_margin`.
     """
-    fields: list[int] = []
-    known: dict[
-        tuple[int, bytes], int
-    ] = {}  # an axis along which a cell is seen from the same places as along one before
+    sides: list[tuple[NDArray[np.intp], NDArray[np.intp]]] = []
+    known = {}  # an axis along which a cell is seen from the same places as along one before
     for axis in range(spatial_dims):
         found = _wide_enough(network, in_channels, spatial_dims, stride, axis)
         if found is None:
@@ -59,28 +59,36 @@ def measure_field(network: Network, in_channels: int, spatial_dims: int, stride:
         shape, seen = found
         key = shape[2 + axis], seen.tobytes()
         if key not in known:
-            known[key] = _width(network, shape, stride, axis)
-        fields.append(known[key])
-    return fields
+            known[key] = _both_sides(network, shape, stride, axis)
+        sides.append(known[key])
+    return sides
 
 
-def _width(network: Network, shape: tuple[int, ...], stride: int, axis: int) -> int:
-    """The widest field along an axis, of the outputs of a cell."""
-    first, last = np.full(stride, np.inf), np.full(stride, -np.inf)  # relative to each output
+def measure_field(network: Network, in_channels: int, spatial_dims: int, stride: int) -> list[int] | None:
+    """The receptive field: how many pixels along each axis an output depends on, at most; None and arguments as of `measure_sides`."""
+    sides = measure_sides(network, in_channels, spatial_dims, stride)
+    return None if sides is None else [int((before + behind).max()) + 1 for before, behind in sides]
+
+
+def _both_sides(
+    network: Network, shape: tuple[int, ...], stride: int, axis: int
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """How far the outputs of a cell look along an axis, before and behind them."""
+    before, behind = np.full(stride, -shape[2 + axis]), np.full(stride, -shape[2 + axis])
     middle = _middle(shape, stride, axis)
     for pixel in range(middle, middle + stride):
         outputs = _seen_from(network, shape, axis, slice(pixel, pixel + 1))
         # As one output sees this pixel, the next one of its kind sees the pixel a stride further on.
-        np.minimum.at(first, outputs % stride, pixel - outputs)
-        np.maximum.at(last, outputs % stride, pixel - outputs)
-    return int((last - first).max()) + 1
+        np.maximum.at(before, outputs % stride, outputs - pixel)
+        np.maximum.at(behind, outputs % stride, pixel - outputs)
+    return before, behind
 
 
 def _wide_enough(
     network: Network, in_channels: int, spatial_dims: int, stride: int, axis: int
 ) -> tuple[tuple[int, ...], NDArray[np.intp]] | None:
     """The shape of an image at whose ends the cell in its middle is not seen, and from where that is; None if there is none."""
-    most = (_MOST[spatial_dims] // stride - 1) // 2 * 2 + 1
+    most = (2 * FARTHEST[spatial_dims] // stride - 1) // 2 * 2 + 1
     sizes = takewhile(lambda cells: cells < most, accumulate(repeat(9), lambda cells, _: 2 * cells + 1))
     for cells in (*sizes, most):
         size = [2 * stride] * spatial_dims  # thin: the field along one axis does not depend on the others

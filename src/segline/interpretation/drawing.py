@@ -30,7 +30,7 @@ _OUTER, _INNER = "#56b4e9", "#e69f00"  # of Okabe and Ito
 
 
 @dataclass(frozen=True)
-class View:
+class Canvas:
     """What is drawn of an image.
 
     Args:
@@ -112,19 +112,19 @@ def _mosaic(kernels: NDArray[np.float32], across: int) -> NDArray[np.float32]:
     return canvas
 
 
-def features(view: View, maps: Sequence[FeatureMap]) -> Figure:
+def features(canvas: Canvas, maps: Sequence[FeatureMap]) -> Figure:
     """A row a level, from the image down and up again: the image as coarse as the level is, and the channels that vary most."""
-    tall = _SMALL * view.shape
+    tall = _SMALL * canvas.shape
     size = ((1 + _CHANNELS) * _SMALL + 1.0, len(maps) * (tall + 0.3) + 0.5)
     figure = Figure(figsize=size, dpi=_DPI, layout="constrained")
     rows = figure.subplots(len(maps), 1 + _CHANNELS, squeeze=False)
     for row, one in zip(rows, maps, strict=True):
-        values, extent = view.of(one)
-        height, width = view.rgb.shape[:2]
+        values, extent = canvas.of(one)
+        height, width = canvas.rgb.shape[:2]
         coarse = (max(1, round(width / one.step[-1])), max(1, round(height / one.step[-2])))
-        small = np.asarray(Image.fromarray(view.rgb).resize(coarse, Image.Resampling.BOX))
+        small = np.asarray(Image.fromarray(canvas.rgb).resize(coarse, Image.Resampling.BOX))
         row[0].imshow(small, extent=(0, width, height, 0), interpolation="nearest")
-        view.frame(row[0], " ")  # room for what may be wider than the panel
+        canvas.frame(row[0], " ")  # room for what may be wider than the panel
         line = f"{one.name}: {count_of(len(values), 'channel')} of {_say_size(one)}{_say_step(one)}"
         row[0].text(0, 1.03, line, transform=row[0].transAxes, fontsize=9).set_in_layout(False)
         chosen = np.sort(np.argsort(-values.std((1, 2)), kind="stable")[:_CHANNELS])
@@ -135,7 +135,7 @@ def features(view: View, maps: Sequence[FeatureMap]) -> Figure:
             drawn = axis.imshow(
                 values[k], cmap=_SEQUENTIAL, extent=extent, vmin=low, vmax=high, interpolation="nearest"
             )
-            view.frame(axis)
+            canvas.frame(axis)
             number = axis.text(
                 0.97, 0.97, str(k), transform=axis.transAxes, ha="right", va="top", fontsize=7, color="w"
             )
@@ -143,42 +143,42 @@ def features(view: View, maps: Sequence[FeatureMap]) -> Figure:
         bar = figure.colorbar(drawn, ax=row.tolist(), aspect=12, pad=0.005, extend="both")
         bar.ax.tick_params(labelsize=7)
     _title(
-        figure, f"Feature maps of the {view.name}: at each level the channels that vary most; colours are activations"
+        figure, f"Feature maps of the {canvas.name}: at each level the channels that vary most; colours are activations"
     )
     return figure
 
 
-def attention(view: View, maps: Sequence[FeatureMap]) -> Figure:
+def attention(canvas: Canvas, maps: Sequence[FeatureMap]) -> Figure:
     """What gates let through, of each gate."""
-    figure, axes = _row(view.shape, 1 + len(maps), bar=0.6)
-    view.show(axes[0], view.rgb, view.name)
+    figure, axes = _row(canvas.shape, 1 + len(maps), bar=0.6)
+    canvas.show(axes[0], canvas.rgb, canvas.name)
     for axis, one in zip(axes[1:], maps, strict=True):
-        values, extent = view.of(one)
+        values, extent = canvas.of(one)
         drawn = axis.imshow(values[0], cmap=_SEQUENTIAL, extent=extent, interpolation="nearest")
-        view.frame(axis, f"{one.name}, {_say_size(one)}{_say_step(one)}")
+        canvas.frame(axis, f"{one.name}, {_say_size(one)}{_say_step(one)}")
         figure.colorbar(drawn, ax=axis, shrink=0.8, aspect=15, pad=0.02).ax.tick_params(labelsize=7)
     _title(figure, "Attention gates, coarsest first: the share of the skip's features that goes on, 0 to 1")
     return figure
 
 
-def cams(view: View, maps: Mapping[int, FeatureMap], mask: NDArray[np.uint8], labels: Labels, title: str) -> Figure:
+def cams(canvas: Canvas, maps: Mapping[int, FeatureMap], mask: NDArray[np.uint8], labels: Labels, title: str) -> Figure:
     """Grad-CAM of each class over the image, with the outline of the pixels that it is of.
 
     Args:
-        view: Of the image.
+        canvas: Of the image.
         maps: Class -> its map, of one channel.
         mask: The decision, `[H, W]` or `[K, H, W]`.
         labels: Of the mask.
         title: Of the picture.
     """
-    figure, axes = _row(view.shape, 2 + len(maps), bar=0.0, legend=0.3)
-    view.show(axes[0], view.rgb, view.name)
-    view.show(axes[1], overlay(view.rgb, mask, labels), "prediction")
-    grey = np.repeat(view.rgb.mean(2, keepdims=True), 3, 2).astype(np.uint8)
+    figure, axes = _row(canvas.shape, 2 + len(maps), bar=0.0, legend=0.3)
+    canvas.show(axes[0], canvas.rgb, canvas.name)
+    canvas.show(axes[1], overlay(canvas.rgb, mask, labels), "prediction")
+    grey = np.repeat(canvas.rgb.mean(2, keepdims=True), 3, 2).astype(np.uint8)
     for axis, (k, one) in zip(axes[2:], maps.items(), strict=True):
-        (values, *_), extent = view.of(one)
+        (values, *_), extent = canvas.of(one)
         most = float(one.values.max())
-        view.show(axis, grey)
+        canvas.show(axis, grey)
         drawn = axis.imshow(
             values / (most or 1.0), cmap="inferno", vmin=0, vmax=1, alpha=0.6, extent=extent, interpolation="bilinear"
         )
@@ -186,7 +186,7 @@ def cams(view: View, maps: Mapping[int, FeatureMap], mask: NDArray[np.uint8], la
         if where.any() and not where.all():
             rows, columns = (np.arange(n) + 0.5 for n in where.shape)
             axis.contour(columns, rows, where, levels=[0.5], colors="white", linewidths=0.6)
-        view.frame(axis, labels.names[k] if most else f"{labels.names[k]}: nothing speaks for it here")
+        canvas.frame(axis, labels.names[k] if most else f"{labels.names[k]}: nothing speaks for it here")
     if maps:
         figure.colorbar(drawn, ax=axes, label="share of its largest value", shrink=0.8, aspect=20, pad=0.01)
     colors = labels.palette / 255
@@ -199,7 +199,7 @@ def cams(view: View, maps: Mapping[int, FeatureMap], mask: NDArray[np.uint8], la
 
 
 def receptive_field(
-    view: View,
+    canvas: Canvas,
     share: NDArray[np.float64],
     center: tuple[int, int],
     side: int,
@@ -209,14 +209,14 @@ def receptive_field(
     """The fields of the central pixel over each other, over the image and over the gradient.
 
     Args:
-        view: Of the image.
+        canvas: Of the image.
         share: Of the gradient, `[H, W]`.
         center: Row and column of the pixel.
         side: Of the effective field.
         reach: Pixels before and behind the central one, along rows and columns; None where the field is not limited.
         lines: What is said below.
     """
-    height, width = view.rgb.shape[:2]
+    height, width = canvas.rgb.shape[:2]
     row, column = center
     boxes = {_INNER: [(row - side // 2, row + side // 2 + 1), (column - side // 2, column + side // 2 + 1)]}
     if reach:
@@ -224,15 +224,15 @@ def receptive_field(
     top, bottom, left, right = _around([[(0, height), (0, width)], *boxes.values()])
     shape = (bottom - top) / (right - left)
     figure, axes = _row(shape, 2, bar=1.0, legend=0.2 + 0.2 * len(lines), panel=1.4 * _PANEL)
-    view.show(axes[0], view.rgb)
+    canvas.show(axes[0], canvas.rgb)
     positive = share[share > 0]
     most = np.log10(positive.max()) if positive.size else 0.0
     logs = np.log10(np.maximum(share, 10 ** (most - 4)))
     drawn = axes[1].imshow(logs, cmap=_SEQUENTIAL, extent=(0, width, height, 0), vmin=most - 4, vmax=most)
     bar = figure.colorbar(drawn, ax=axes[1], shrink=0.8, aspect=18, pad=0.02, extend="min")
     bar.set_label("share of the gradient (log 10)", fontsize=8)
-    for axis, name in zip(axes, (view.name, "gradient"), strict=True):
-        view.frame(axis, name, (top, bottom, left, right))
+    for axis, name in zip(axes, (canvas.name, "gradient"), strict=True):
+        canvas.frame(axis, name, (top, bottom, left, right))
         for color, ((low, high), (first, last)) in boxes.items():
             box = Rectangle((first, low), last - first, high - low, fill=False, edgecolor=color, lw=2, clip_on=False)
             axis.add_patch(box)

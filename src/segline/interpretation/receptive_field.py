@@ -1,9 +1,7 @@
-"""How far a pixel's logits look: what can reach them at all, and what does."""
+"""How far a pixel's logits look in effect: what moves them, of all that can reach them."""
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,67 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from segline.inference.tiled import Network
-
-#: Pixels to each side up to which a field is looked for, by the number of axes.
-FARTHEST = {2: 2048, 3: 256}
 #: Share of the gradient that the effective field holds: what lies within two deviations of a normal distribution.
 SHARE = 0.9545
-
-
-def theoretical_field(
-    network: Network, in_channels: int, center: Sequence[int], stride: int
-) -> list[tuple[int, int]] | None:
-    """How many pixels before and behind it along each axis can reach a pixel's logits; None for more than `FARTHEST`.
-
-    Everything beyond a place is made nan, and the last place that leaves the logits finite is found by halving: a gradient would miss what
-    a maximum or a ReLU happens to hide.
-
-    Args:
-        network: In float32.
-        in_channels: Bands of its images.
-        center: The pixel. Of its place only what is left by the stride matters, for where it lies in the cells of coarse maps.
-        stride: Total stride of the network, or a multiple of it.
-    """
-    sides = [_along(network, in_channels, list(center), stride, axis) for axis in range(len(center))]
-    return None if None in sides else [side for side in sides if side is not None]
-
-
-def _along(network: Network, in_channels: int, center: Sequence[int], stride: int, axis: int) -> tuple[int, int] | None:
-    reach = 4 * stride
-    while reach <= FARTHEST[len(center)]:
-        size = [max(stride, 16)] * len(center)  # thin: the field along one axis does not depend on the others
-        size[axis] = 2 * reach + stride
-        probe = _Probe(network, (1, in_channels, *size), axis + 2, reach + center[axis] % stride)
-        if not probe.is_reached(0, stride) and not probe.is_reached(size[axis] - stride, size[axis]):
-            return probe.sides()
-        reach *= 2
-    return None
-
-
-@dataclass(frozen=True)
-class _Probe:
-    """An image with nan at some places along an axis, and a pixel whose logits turn nan when it can see them."""
-
-    network: Network
-    shape: tuple[int, ...]
-    axis: int
-    pixel: int
-
-    def is_reached(self, start: int, stop: int) -> bool:
-        """Whether the logits depend on the places from `start` to `stop`."""
-        image = np.zeros(self.shape, np.float32)
-        np.moveaxis(image, self.axis, 0)[start:stop] = np.nan
-        return bool(np.isnan(np.moveaxis(self.network(image), self.axis, 0)[self.pixel]).any())
-
-    def sides(self) -> tuple[int, int]:
-        """How many places before and behind the pixel reach it."""
-        length = self.shape[self.axis]
-        before = bisect_left(range(1, self.pixel + 1), True, key=lambda d: not self.is_reached(0, self.pixel - d + 1))
-        behind = bisect_left(
-            range(1, length - self.pixel), True, key=lambda d: not self.is_reached(self.pixel + d, length)
-        )
-        return before, behind
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from segline.card import Card
+from segline.inference.field import FARTHEST, measure_sides
 from segline.inference.network import on_arrays
 from segline.interpretation import drawing
-from segline.interpretation.drawing import View
+from segline.interpretation.drawing import Canvas
 from segline.interpretation.features import Anatomy, FeatureMap
 from segline.interpretation.gradcam import grad_cam
-from segline.interpretation.receptive_field import FARTHEST, effective_field, theoretical_field
+from segline.interpretation.receptive_field import effective_field
 from segline.io.normalize import Normalize, measure
 from segline.io.source import Source, Window, say_size
 from segline.labels import Labels
@@ -90,7 +91,7 @@ class Subject:
         drawn = (..., *self._drawn)
         rgb = to_rgb(image[drawn], np.isfinite(raw[drawn]).any(0))
         name = "image" if self.depth is None else f"slice {self.say['slice'] + 1} of {source.shape[0]}"
-        self.view = View(rgb, name, self.depth)
+        self.canvas = Canvas(rgb, name, self.depth)
         self.anatomy = Anatomy(self.network, self.image, card.stride)
 
     @property
@@ -129,7 +130,7 @@ class Subject:
             for one in maps
         ]
         line = f"{count_of(len(maps), 'level')}: {', '.join(self.anatomy.levels)}"
-        return Drawn(drawing.features(self.view, maps), line, {"levels": numbers})
+        return Drawn(drawing.features(self.canvas, maps), line, {"levels": numbers})
 
     def attention(self) -> Drawn | None:
         """The maps of the gates of a network that has `attention_maps`; None where it has none."""
@@ -144,7 +145,7 @@ class Subject:
             {"size": list(v.shape[1:]), "mean": float(v.mean()), "least": float(v.min()), "most": float(v.max())}
             for v in found
         ]
-        return Drawn(drawing.attention(self.view, maps), count_of(len(maps), "gate"), {"gates": numbers})
+        return Drawn(drawing.attention(self.canvas, maps), count_of(len(maps), "gate"), {"gates": numbers})
 
     def grad_cams(self, layer: str | None, class_name: str | None) -> Drawn:
         """Grad-CAM of each class for the pixels that are decided to be of it.
@@ -174,7 +175,7 @@ class Subject:
         maps = {k: FeatureMap(layer, found[k][None], *self.anatomy.place(layer, found[k].shape)) for k in chosen}
         left_out = f", the {_CLASSES} of the most pixels" if class_name is None and len(predicted) > _CLASSES else ""
         title = f"Grad-CAM at {layer}{left_out}: where its maps raise the logits of the outlined pixels"
-        figure = drawing.cams(self.view, maps, self.mask[(..., *self._drawn)], self.labels, title)
+        figure = drawing.cams(self.canvas, maps, self.mask[(..., *self._drawn)], self.labels, title)
         names = [self.labels.names[k] for k in chosen]
         numbers = {self.labels.names[k]: {"pixels": counts[k], "largest": float(found[k].max())} for k in chosen}
         line = f"of {', '.join(names) or 'no class, as none is predicted'}; at {layer}"
@@ -185,7 +186,15 @@ class Subject:
         effective = effective_field(self.network, self.image)
         call = on_arrays(self.network, self.device, "32-true")
         stride, dims = self.card.stride or _STRIDE, self.image.ndim - 2
-        reach = theoretical_field(call, self.image.shape[1], effective.center, stride)
+        sides = measure_sides(call, self.image.shape[1], dims, stride)
+        reach = (
+            None
+            if sides is None
+            else [
+                (int(before[place % stride]), int(behind[place % stride]))
+                for place, (before, behind) in zip(effective.center, sides, strict=True)
+            ]
+        )
         sizes = None if reach is None else [before + behind + 1 for before, behind in reach]
         (what, pixels), side = (("square", "pixels"), ("cube", "voxels"))[dims - 2], effective.side
         lines = [
@@ -197,6 +206,6 @@ class Subject:
         ]
         share = effective.share[self._drawn]
         center = (effective.center[-2], effective.center[-1])
-        figure = drawing.receptive_field(self.view, share, center, side, reach and reach[-2:], lines)
+        figure = drawing.receptive_field(self.canvas, share, center, side, reach and reach[-2:], lines)
         numbers = {"theoretical": sizes, "reach": reach, "effective": side, "luo": effective.luo_side}
         return Drawn(figure, f"{lines[0]}; {lines[1]}", numbers)

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from segline import tables
-from segline.data.biomedical import BiomedicalDataModule
 from segline.data.cases import Case
 from segline.data.datamodule import SegmentationDataModule
 from segline.evaluation.evaluate import Evaluator, Options, as_batch
@@ -146,7 +145,7 @@ def _fitting(trial: Trial, data: SegmentationDataModule, cases: Sequence[Case]) 
         check(trial.corruptions or (), source)
     if trial.corruptions is not None:
         return list(trial.corruptions)
-    return fitting(data.open(cases[0])[0], outdoors=not isinstance(data, BiomedicalDataModule))
+    return fitting(data.open(cases[0])[0], outdoors=data.outdoors)
 
 
 def _evenly(cases: Sequence[Case], limit: int | None) -> list[Case]:
