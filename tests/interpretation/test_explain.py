@@ -174,7 +174,7 @@ def test_the_window_is_normalised_as_the_card_says() -> None:
     one = subject()
     torch.testing.assert_close(one.image[0].mean().item(), 0.0, atol=0.1, rtol=0)
     assert one.image.shape == (1, 3, 48, 48)
-    assert one.view.rgb.shape == (48, 48, 3)
+    assert one.canvas.rgb.shape == (48, 48, 3)
 
 
 def test_overlapping_classes_each_have_their_pixels() -> None:
