@@ -44,10 +44,14 @@ class EpochTable(Checkpoint):
     """One row of metrics an epoch in `metrics.csv`, none twice.
 
     A `Checkpoint` to Lightning, which calls those last: after the module has logged the epoch's values.
+
+    Args:
+        path: Of the table.
+        budget: Knows how long training has lasted.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, budget: Budget) -> None:
+        self.path, self.budget = path, budget
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Drop rows of epochs that are about to be trained again."""
@@ -59,7 +63,7 @@ class EpochTable(Checkpoint):
         if trainer.is_global_zero:
             scores = as_segmentation(pl_module).scores
             values = {name: scores[name] for name in sorted(scores) if scores[name] == scores[name]}
-            counts = {"epoch": trainer.current_epoch, "step": trainer.global_step}
+            counts = {"epoch": trainer.current_epoch, "step": trainer.global_step, "seconds": self.budget.elapsed}
             tables.append_row(self.path, {**counts, "lr": trainer.optimizers[0].param_groups[0]["lr"], **values})
 
 

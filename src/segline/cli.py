@@ -21,6 +21,8 @@ _COMMANDS = {
     "export": "export",
     "models": "compare_models",
 }
+#: The command that takes folders and composes no config.
+COMPARE = "compare"
 #: Overrides that are templates of paths, or lists of them, or an expression.
 _TEMPLATES = ("data.images", "data.masks", "data.group")
 #: What Hydra takes for a text without quotes.
@@ -33,10 +35,15 @@ def main(command: str | None = None) -> None:
     """Run a command: the one given, or the first word of the command line."""
     arguments = sys.argv[1:]
     if command is None:
-        if not arguments or arguments[0] not in _COMMANDS:
-            print(f"usage: segline {{{','.join(_COMMANDS)}}} [--help] [overrides]", file=sys.stderr)
+        if not arguments or arguments[0] not in (*_COMMANDS, COMPARE):
+            print(f"usage: segline {{{','.join([*_COMMANDS, 'compare'])}}} [--help] [overrides]", file=sys.stderr)
             sys.exit(0 if arguments in (["--help"], ["-h"]) else 2)
         command, arguments = arguments[0], arguments[1:]
+    if command == COMPARE:
+        with explained(command, arguments):
+            from segline.comparison.command import main as compare
+
+            return compare(arguments)
     os.environ["PYTHONPATH"] = search_path()  # for all that this process starts, Hydra's launchers too
     with explained(command, arguments):
         sweep = bool({"-m", "--multirun"} & set(arguments))

@@ -31,7 +31,7 @@ from segline.checkpoints import BEST, RESUME, read, read_network
 from segline.commit import committed, remove_leftovers
 from segline.config import CONFIG, LOCK, build
 from segline.data.datamodule import SegmentationDataModule
-from segline.machine import keep_freed
+from segline.machine import forget_peak, keep_freed
 from segline.module import SegmentationModule
 from segline.precision import fast_precision, full_name, memory_format
 
@@ -63,7 +63,7 @@ def run(path: Path) -> None:
         torch.manual_seed(config.seed + rank)  # equal weights, but no equal dropout on all processes
         network: Any = OmegaConf.to_container(config.model)
         _check_objective(config.objective, module)
-        card = Card(network=network, precision=precision, trained_on=config.run.data, **data.card_fields())
+        card = Card(network=network, precision=precision, trained_on=config.run.choices.data, **data.card_fields())
         if resume is not None:
             _check_fits(resume, card)
             data.go_on(**{key: resume["training"][key] for key in ("epoch", "batches")})
@@ -73,8 +73,11 @@ def run(path: Path) -> None:
         trainer = _build_trainer(config, run_dir, budget, _build_callbacks(config, run_dir, budget, card))
         if trainer.is_global_zero:
             report.announce(config, run_dir, data, module, trainer, budget)
+            _forget_peaks()
         try:
             trainer.fit(module, data, ckpt_path=run_dir / RESUME if resume else None, weights_only=True)
+            if trainer.is_global_zero:
+                report.write_costs(run_dir, module, trainer, budget)
             _finish(config, run_dir, trainer, module, data)
             if torch.distributed.is_initialized():
                 # All leave together: a process that ends while its peers still talk to it is aborted by gloo's threads.
@@ -84,6 +87,13 @@ def run(path: Path) -> None:
             for logger in trainer.loggers:
                 if hasattr(logger, "finish"):
                     logger.finish()
+
+
+def _forget_peaks() -> None:
+    """Let the memory of this training be told from that of one before it in this process."""
+    forget_peak()
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
 
 
 def _finish(
@@ -114,7 +124,7 @@ def _build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentat
     loss = build(config.loss, **({"class_weights": data.class_weights()} if config.class_weights else {}))
     if data.labels.scheme not in loss.schemes:
         raise ValueError(
-            f"loss={config.run.loss} takes {' or '.join(sorted(loss.schemes))} labels, but data={config.run.data} "
+            f"loss={config.run.choices.loss} takes {' or '.join(sorted(loss.schemes))} labels, but data={config.run.choices.data} "
             f"has {data.labels.scheme} ones; set loss=dice_ce, which takes both"
         )
     parts = [part for part in loss.modules() if data.weight_map is not None]
@@ -125,7 +135,7 @@ def _build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentat
         )
     if not all(getattr(part, "weighs_pixels", True) for part in parts):
         raise ValueError(
-            f"loss={config.run.loss} takes no weights of pixels; set loss=dice_ce, or data/weight_map=null"
+            f"loss={config.run.choices.loss} takes no weights of pixels; set loss=dice_ce, or data/weight_map=null"
         )
     network: nn.Module = build(config.model)
     channels_last = config.trainer.channels_last
@@ -160,7 +170,7 @@ def _build_callbacks(config: DictConfig, run_dir: Path, budget: Budget, card: Ca
         Progress(objective, budget),
         *([Patience(objective, **stopping)] if stopping else []),
         *([WeightAverage(decay)] if (decay := config.callbacks.average_weights) is not None else []),
-        EpochTable(run_dir / "metrics.csv"),
+        EpochTable(run_dir / "metrics.csv", budget),
         Checkpoints(run_dir, card, objective, config.callbacks.checkpoint_minutes),
         *(callback for callback in build(config.callbacks.further).values() if callback),
     ]

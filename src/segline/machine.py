@@ -77,18 +77,27 @@ def available() -> int:
 
 def peak_of(call: Callable[[], object]) -> int:
     """Bytes that the process takes at most, while something runs, beyond what it held before; 0 where the system doesn't say."""
-    reset = Path("/proc/self/clear_refs")
-    if not reset.exists():
-        call()
-        return 0
-    try:
-        reset.write_text("5")  # the peak so far is forgotten (proc(5))
-    except OSError:  # a sandbox may forbid it
-        call()
-        return 0
+    known = forget_peak()
     before = _status("VmRSS")
     call()
-    return _status("VmHWM") - before
+    return peak() - before if known else 0
+
+
+def forget_peak() -> bool:
+    """Let `peak` count from now on; False where the system cannot."""
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
+        return False
+    try:
+        reset.write_text("5")  # proc(5)
+    except OSError:  # a sandbox may forbid it
+        return False
+    return True
+
+
+def peak() -> int:
+    """Bytes that this process has taken at most; 0 where the system doesn't say."""
+    return _status("VmHWM")
 
 
 def _status(name: str) -> int:

@@ -22,6 +22,7 @@ from segline.budget import Budget
 from segline.data.datamodule import SegmentationDataModule
 from segline.data.describe import describe
 from segline.examples import by_tiles, examples
+from segline.machine import peak
 from segline.module import SegmentationModule
 
 #: Picture of the first training samples.
@@ -45,7 +46,7 @@ def announce(
     lines = [
         f"run       {run_dir}",
         *describe(data),
-        f"network   {config.run.model}, {weights:,} weights; loss {config.run.loss}",
+        f"network   {config.run.choices.model}, {weights:,} weights; loss {config.run.choices.loss}",
         f"hardware  {devices}, {trainer.precision}{layout}",
         f"budget    {budget}, {f'until {end:%H:%M}' if end else 'the progress bar says until when'}",
         f"best      by {config.objective}",
@@ -186,6 +187,24 @@ def write(
     for name, picture in drawn.items():
         pictures.save(picture, run_dir / f"{name}.png")
     return Report(scores, [run_dir / AUGMENTED, *(run_dir / f"{name}.png" for name in drawn)], shown)
+
+
+def write_costs(run_dir: Path, module: SegmentationModule, trainer: pl.Trainer, budget: Budget) -> None:
+    """Keep in `costs.json` what the training took: weights, steps, seconds, processes, and memory of the first of these, at most.
+
+    Memory is that of the GPU where there is one, else that of the whole process.
+    """
+    on_gpu = trainer.strategy.root_device.type == "cuda"
+    tables.write_json(
+        run_dir / "costs.json",
+        {
+            "weights": sum(p.numel() for p in module.network.parameters()),
+            "steps": trainer.global_step,
+            "seconds": budget.elapsed,
+            "processes": trainer.world_size,
+            "memory_mb": (torch.cuda.max_memory_allocated() if on_gpu else peak()) / 2**20,
+        },
+    )
 
 
 def read_scores(run_dir: Path) -> dict[str, float]:

@@ -69,13 +69,13 @@ def train(config: DictConfig) -> float | None:
     """Train, then test the best checkpoint; the value of the objective, for sweepers."""
     hydra_config = HydraConfig.get()
     run_dir, choices = Path(hydra_config.runtime.output_dir), hydra_config.runtime.choices
-    chosen = {group: choices[group] for group in ("data", "model", "loss")}
+    chosen = {group: choice for group, choice in choices.items() if not group.startswith("hydra/") and "@" not in group}
     own = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
     started = {"overrides": list(hydra_config.overrides.task), "config_dir": own[0] if own else None}
     # Under a name of its own: the folder's config is another run's until the job holds the folder.
     path = temporary_path(run_dir / CONFIG)
     try:
-        resolved = _resolve(config, {"name": run_dir.name, **chosen, **started})
+        resolved = _resolve(config, {"name": run_dir.name, "choices": chosen, **started})
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(resolved, path)
         _start(path, _num_processes(resolved.trainer))

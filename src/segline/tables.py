@@ -33,22 +33,19 @@ def class_table(scores: Mapping[str, float], labels: Labels, split: str, style: 
         rows.append([name, *(_number(scores.get(f"{key}/{name}"), key) for key in _COLUMNS.values())])
     mean = "mean" if labels.background is None else f"mean without {labels.background}"
     rows.append([mean, *(_number(scores.get(key), key) for key in _COLUMNS.values())])
-    if style == "latex":
-        body = [" & ".join(map(_latex, row)) + r" \\" for row in rows]
-        return "\n".join(
-            [
-                r"\begin{tabular}{l" + "r" * len(_COLUMNS) + "}",
-                r"\hline",
-                body[0],
-                r"\hline",
-                *body[1:-1],
-                r"\hline",
-                body[-1],
-                r"\hline",
-                r"\end{tabular}",
-            ]
-        )
-    return aligned(rows, style)
+    return rendered(rows, style, total=True)
+
+
+def rendered(rows: Sequence[Sequence[str]], style: str, total: bool = False) -> str:
+    """A table of cells, `plain`, `markdown` or `latex`, whose first row is the head; the last row may be a total."""
+    if style != "latex":
+        return aligned(rows, style, total)
+    head, *body = [" & ".join(map(_latex, row)) + r" \\" for row in rows]
+    body[-1:] = [r"\hline", body[-1]] if total else body[-1:]
+    columns = "l" + "r" * (len(rows[0]) - 1)
+    return "\n".join(
+        [rf"\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *body, r"\hline", r"\end{tabular}"]
+    )
 
 
 def further_table(summary: Mapping[str, Any]) -> str:

@@ -1,0 +1,197 @@
+"""Runs put side by side: methods, their scores of the same cases, and which differences are real."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segline.comparison.methods import Method, find_methods
+from segline.comparison.runs import Cases, Run, find_runs
+from segline.comparison.statistics import LEAST_GROUPS, Pair, compare, group_means
+from segline.words import count_of
+
+#: What is said of a case by its name in the logged scores -> by its column in a run's table of cases.
+METRICS = {"dice_case": "dice", "iou_case": "iou"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What runs come to, side by side.
+
+    Args:
+        metric: What is compared, of a case: `dice_case`, `iou_case`, or either of one class, `dice_case/nucleus`.
+        split: Part of the data.
+        methods: What is compared.
+        names: Of the cases, `[N]`.
+        groups: What each belongs to, `[N]`.
+        scores: Of methods and cases, a mean over seeds, `[M, N]`; nan where there is none.
+        reached: By run folder, the mean over groups of the means of their cases.
+        pairs: Of methods.
+        notes: What a reader must know before believing it.
+    """
+
+    metric: str
+    split: str
+    methods: list[Method]
+    names: list[str]
+    groups: list[str]
+    scores: NDArray[np.float64]
+    reached: dict[Path, float]
+    pairs: list[Pair]
+    notes: list[str]
+
+    @property
+    def num_groups(self) -> int:
+        """How many groups there are."""
+        return len(set(self.groups))
+
+
+def compare_runs(
+    places: Sequence[str], metric: str = "dice_case", split: str | None = None, against: str | None = None
+) -> Comparison:
+    """Compare what runs have reached on the cases that they share.
+
+    Args:
+        places: Folders of runs, of sweeps, or patterns of such.
+        metric: As of `Comparison`.
+        split: Part of the data; None: the test part where all have one, else the validation part.
+        against: Method that all others are compared with, or one of its folders; None: all pairs.
+
+    Raises:
+        ValueError: There are no runs, no scores, or no such metric, split or method.
+    """
+    runs = find_runs(places)
+    finished = [run for run in runs if run.finished]
+    if not finished:
+        raise ValueError(
+            f"none of {count_of(len(runs), 'run')} has ended, such as {runs[0].folder}; compare finished ones"
+        )
+    split = split or _shared_split(finished)
+    methods = find_methods(finished)
+    tables = {run.folder: cases for run in finished if (cases := run.cases(split)) is not None}
+    if lacking := [run for run in finished if run.folder not in tables]:
+        raise ValueError(f"{lacking[0].folder} has no cases of the {split} part; set split to one that all runs have")
+    names, groups = _all_cases(tables.values())
+    background = finished[0].settings.get("data.labels.background")
+    of_run = dict(zip(tables, score_cases(list(tables.values()), names, metric, background), strict=True))
+    scores = np.array([_mean(np.array([of_run[run.folder] for run in method.runs]), 0) for method in methods])
+    notes = [*_unfinished(runs), *_doubts(methods, scores, groups, split)]
+    pairs: list[Pair] = []
+    if len(methods) > 1:
+        values = {method.name: of_method for method, of_method in zip(methods, scores, strict=True)}
+        chosen = None if against is None else _find(methods, against)
+        pairs = compare(values, groups, against=chosen)
+    reached = {folder: float(_mean(group_means(of_cases, groups), 0)) for folder, of_cases in of_run.items()}
+    return Comparison(metric, split, methods, names, groups, scores, reached, pairs, notes)
+
+
+def score_cases(
+    tables: Sequence[Cases], names: Sequence[str], metric: str, background: str | None = None
+) -> NDArray[np.float64]:
+    """Scores of each run's cases, `[R, N]`: one class's, or the mean over the classes that enter means; nan where there is none.
+
+    A class that neither the truth nor a run's prediction has gives that run no score. Where another run predicts it there, which gives
+    that one 0, the first was right: it gets 1, or what it does better would not be seen.
+
+    Args:
+        tables: Of each run.
+        names: Of the cases, `[N]`.
+        metric: As of `Comparison`.
+        background: Class that stays out of means.
+
+    Raises:
+        ValueError: No such metric or class.
+    """
+    measure, _, one_class = metric.partition("/")
+    if measure not in METRICS:
+        raise ValueError(
+            f"metric is {metric!r}; expected one of {', '.join(METRICS)}, or one of a class: {next(iter(METRICS))}/CLASS"
+        )
+    prefix = METRICS[measure] + "/"
+    known = list(
+        dict.fromkeys(name.removeprefix(prefix) for t in tables for name in t.columns if name.startswith(prefix))
+    )
+    if one_class and one_class not in known:
+        raise ValueError(
+            f"metric is {metric!r}, but there is no class {one_class!r}; expected one of {', '.join(known)}"
+        )
+    classes = [one_class] if one_class else [name for name in known if name != background]
+    places = {name: place for place, name in enumerate(names)}
+    values = np.full((len(tables), len(classes), len(names)), np.nan)
+    seen = np.zeros((len(tables), 1, len(names)), bool)
+    for r, table in enumerate(tables):
+        where = np.array([places[name] for name in table.names])
+        seen[r, 0, where] = True
+        for k, name in enumerate(classes):
+            if prefix + name in table.columns:
+                values[r, k, where] = table.columns[prefix + name]
+    asked = ~np.isnan(values).all(0)
+    values[np.isnan(values) & seen & asked] = 1.0
+    return _mean(values, 1)
+
+
+def _all_cases(tables: Sequence[Cases]) -> tuple[list[str], list[str]]:
+    """Names and groups of the cases of all runs."""
+    groups = {name: group for table in tables for name, group in zip(table.names, table.groups, strict=True)}
+    return list(groups), list(groups.values())
+
+
+def _shared_split(runs: Sequence[Run]) -> str:
+    return "test" if all(any(name.startswith("test/") for name in run.scores) for run in runs) else "val"
+
+
+def _find(methods: Sequence[Method], name: str) -> str:
+    """The method of a name, or of a run's folder."""
+    for method in methods:
+        if name == method.name or any(name.rstrip("/") in (str(run.folder), run.name) for run in method.runs):
+            return method.name
+    raise ValueError(
+        f"there is no method {name!r}; expected one of {'; '.join(m.name for m in methods)}, or a run's folder"
+    )
+
+
+def _unfinished(runs: Sequence[Run]) -> list[str]:
+    left = [run.name for run in runs if not run.finished]
+    if not left:
+        return []
+    return [
+        f"Left out, for they have not ended: {', '.join(left[:5])}{f' and {len(left) - 5} more' if len(left) > 5 else ''}."
+    ]
+
+
+def _doubts(methods: Sequence[Method], scores: NDArray[np.float64], groups: Sequence[str], split: str) -> list[str]:
+    """What weakens the conclusions."""
+    notes = []
+    if split == "val":
+        notes.append(
+            "Scores are of the validation part, which also picked the weights of each run: all are flattered a little."
+        )
+    if sets := {tuple(sorted(map(str, method.seeds))) for method in methods if len(methods) > 1}:
+        if any(len(method.runs) == 1 for method in methods):
+            notes.append(
+                "Where a method has one seed, a verdict is about the trained models at hand; another seed may turn it round. "
+                "Train several: -m seed=0,1,2."
+            )
+        elif len(sets) > 1:
+            notes.append("The methods have different seeds.")
+    missing = int(np.isnan(scores).any(0).sum())
+    if missing:
+        notes.append(
+            f"{count_of(missing, 'case')} of {scores.shape[1]} have no score of some method, and are left out of its pairs."
+        )
+    if len(set(groups)) < LEAST_GROUPS:
+        notes.append(
+            f"There are {count_of(len(set(groups)), 'group')}; with fewer than {LEAST_GROUPS} no test can show a difference."
+        )
+    return notes
+
+
+def _mean(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """The mean of what there is; nan where there is nothing."""
+    there = ~np.isnan(values)
+    count = there.sum(axis)
+    return np.where(count, np.where(there, values, 0).sum(axis) / np.maximum(count, 1), np.nan)

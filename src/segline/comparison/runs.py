@@ -1,0 +1,154 @@
+"""Run folders as they lie on the disk: what was set, what was reached, and what it took."""
+
+from __future__ import annotations
+
+import glob
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from segline import tables
+from segline.config import CONFIG
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that a training leaves.
+
+    Args:
+        folder: Where it lies.
+        config: Of the run, resolved.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Of the folder."""
+        return self.folder.name
+
+    @property
+    def finished(self) -> bool:
+        """Whether its best weights have been measured."""
+        return bool(self.scores)
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The config by dotted keys, the names of what was chosen for its groups among them."""
+        chosen = {group.replace("/", "."): choice for group, choice in self.config["run"]["choices"].items()}
+        return dict(_flat({key: value for key, value in self.config.items() if key != "run"})) | chosen
+
+    @cached_property
+    def scores(self) -> dict[str, float]:
+        """What the best weights reached, by logged name; empty of a run that has not ended."""
+        return _json(self.folder / "scores.json")
+
+    @cached_property
+    def costs(self) -> dict[str, float]:
+        """What it took: `weights`, `steps`, `seconds` of training, `memory_mb` at most; empty of a run that has not ended."""
+        return _json(self.folder / "costs.json")
+
+    @cached_property
+    def history(self) -> list[dict[str, float]]:
+        """A row for each epoch."""
+        return tables.read_rows(self.folder / "metrics.csv")
+
+    def cases(self, split: str) -> Cases | None:
+        """The cases of a part of the data; None where it was not measured."""
+        import pyarrow.parquet as pq
+
+        path = self.folder / "cases.parquet"
+        if not path.is_file():
+            return None
+        rows = pq.read_table(path, filters=[("split", "=", split)])
+        if not len(rows):
+            return None
+        columns = {name: rows[name] for name in rows.column_names}
+        names, groups = (columns.pop(key).to_pylist() for key in ("case", "group"))
+        numbers = {
+            name: column.to_numpy().astype(np.float64) for name, column in columns.items() if column.type != "string"
+        }
+        return Cases(names, [str(group) for group in groups], numbers)
+
+
+@dataclass(frozen=True)
+class Cases:
+    """What a run measured of cases.
+
+    Args:
+        names: Of each, `[N]`.
+        groups: What each belongs to, `[N]`.
+        columns: Values of each by measure and class, such as `dice/nucleus`, `[N]`; nan where a case has none.
+    """
+
+    names: list[str]
+    groups: list[str]
+    columns: dict[str, NDArray[np.float64]]
+
+
+def find_runs(places: Sequence[str]) -> list[Run]:
+    """The runs of folders: each a run's, or one that holds such, as a sweep does; `*` and the like stand for any names.
+
+    Raises:
+        ValueError: There is no run in one of the places, or a run's config cannot be read.
+    """
+    found: dict[Path, Run] = {}
+    for place in places:
+        # A name may hold signs of a pattern itself.
+        folders = [Path(place)] if Path(place).exists() else [Path(one) for one in sorted(glob.glob(place))]
+        runs = {path.parent.resolve(): path for folder in folders for path in _configs(folder)}
+        if not runs:
+            what = "holds no run" if folders else "does not exist"
+            raise ValueError(
+                f"{place} {what}; expected folders that src/train.py has left, such as runs/*, each with its {CONFIG}"
+            )
+        found |= {folder: _read(path) for folder, path in runs.items() if folder not in found}
+    return list(found.values())
+
+
+def _configs(folder: Path) -> Iterator[Path]:
+    """Configs of the runs in a folder, of itself before those below it."""
+    if (folder / CONFIG).is_file():
+        yield folder / CONFIG
+    elif folder.is_dir():
+        for below in sorted(folder.iterdir(), key=lambda path: _natural(path.name)):
+            if not below.name.startswith("."):
+                yield from _configs(below)
+
+
+def _read(path: Path) -> Run:
+    try:
+        config = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(config, dict) or "choices" not in (config.get("run") or {}):
+        raise ValueError(f"{path} is not the config of a run: it has no run.choices")
+    return Run(path.parent, config)
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Leaves by dotted key; lists are leaves."""
+    if isinstance(value, dict) and value:
+        for name, below in value.items():
+            yield from _flat(below, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """A key that puts 10 behind 9."""
+    import re
+
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _json(path: Path) -> dict[str, float]:
+    return json.loads(path.read_text()) if path.is_file() else {}

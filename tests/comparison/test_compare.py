@@ -1,0 +1,227 @@
+"""Made-up runs, put side by side: who is one method, what is compared, what is said and refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_runs import write_run
+
+from segline.cli import main as cli
+from segline.comparison.command import read, said
+from segline.comparison.compare import Comparison, compare_runs, score_cases
+from segline.comparison.methods import differing, find_methods
+from segline.comparison.runs import Cases, find_runs
+from segline.comparison.text import method_table, pair_table
+
+HARD = np.random.default_rng(0).uniform(0.4, 0.8, 12)
+
+
+def nuclei(gain: float, noise: float = 0.0, seed: int = 0) -> dict[str, list[float | None]]:
+    """Scores of the same cases, better by so much."""
+    return {"nucleus": list(HARD + gain + noise * np.random.default_rng(seed).normal(size=len(HARD)))}
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    """Two networks with three seeds each, and one that is better."""
+    for seed in range(3):
+        for model, gain in (("unet", 0.0), ("attention_unet", 0.1)):
+            costs = {"weights": 2e6, "steps": 100 + seed, "seconds": 90.0}
+            folder = tmp_path / "runs" / f"{seed}_{model}"
+            write_run(folder, nuclei(gain, 0.01, seed), seed=seed, choices={"model": model}, costs=costs)
+    return tmp_path / "runs"
+
+
+def test_runs_that_differ_by_their_seeds_are_one_method(runs: Path) -> None:
+    comparison = compare_runs([str(runs)])
+    assert [(method.name, method.seeds) for method in comparison.methods] == [
+        ("attention_unet", [0, 1, 2]),
+        ("unet", [0, 1, 2]),
+    ]
+    (pair,) = comparison.pairs
+    assert pair.difference == pytest.approx(0.1)
+    assert (pair.verdict, pair.wins, pair.num_groups) == ("better", 12, 12)
+    assert "attention_unet is better than unet (p = 0.0005)." in said(comparison)
+    assert "trained models" not in said(comparison)
+
+
+def test_seeds_are_averaged_for_each_case_first(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"nucleus": [0.2, 0.4]}, seed=0)
+    write_run(tmp_path / "b", {"nucleus": [0.4, 0.8]}, seed=1)
+    comparison = compare_runs([str(tmp_path)])
+    assert comparison.scores.tolist() == [pytest.approx([0.3, 0.6])]
+    assert "0.4500 ± 0.2121" in method_table(comparison)  # of 0.3 and 0.6
+
+
+def test_a_group_counts_once_in_scores_and_differences(tmp_path: Path) -> None:
+    groups = ["scene"] * 3 + ["other"]
+    write_run(tmp_path / "a", {"road": [0.2, 0.2, 0.2, 0.8]}, groups=groups)
+    write_run(tmp_path / "b", {"road": [0.4, 0.4, 0.4, 0.8]}, groups=groups, choices={"model": "fcn"})
+    comparison = compare_runs([str(tmp_path)])
+    assert comparison.reached == {tmp_path / "a": pytest.approx(0.5), tmp_path / "b": pytest.approx(0.6)}
+    assert comparison.pairs[0].difference == pytest.approx(-0.1)
+    assert "There are 2 groups; with fewer than 6 no test can show a difference." in comparison.notes
+
+
+def test_one_seed_each_speaks_of_trained_models(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", nuclei(0.1))
+    write_run(tmp_path / "b", nuclei(0.0), choices={"loss": "ce"})
+    assert "Of these two trained models, dice_ce is better than ce (p = 0.0005)." in said(compare_runs([str(tmp_path)]))
+
+
+def test_what_is_rightly_found_absent_counts_where_another_run_finds_it() -> None:
+    right, wrong = (Cases(["x", "y", "z"], ["g"] * 3, {"dice/a": np.array(v)}) for v in (
+        [np.nan, np.nan, 0.5], [0.0, np.nan, 0.6],
+    ))  # fmt: skip
+    scores = score_cases([right, wrong], ["x", "y", "z"], "dice_case")
+    assert scores == pytest.approx(np.array([[1.0, np.nan, 0.5], [0.0, np.nan, 0.6]]), nan_ok=True)
+
+
+def test_a_case_that_a_run_has_not_seen_has_no_score() -> None:
+    tables = [Cases(["x"], ["g"], {"dice/a": np.array([0.5])}), Cases(["y"], ["g"], {"dice/a": np.array([0.25])})]
+    scores = score_cases(tables, ["x", "y"], "dice_case")
+    assert scores == pytest.approx(np.array([[0.5, np.nan], [np.nan, 0.25]]), nan_ok=True)
+
+
+def test_means_over_classes_leave_out_the_background_and_absent_ones(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"cat": [0.2, None], "dog": [0.4, 0.5]})
+    assert compare_runs([str(tmp_path)]).scores.tolist() == [pytest.approx([0.3, 0.5])]
+    assert compare_runs([str(tmp_path)], "dice_case/dog").scores.tolist() == [pytest.approx([0.4, 0.5])]
+    assert compare_runs([str(tmp_path)], "iou_case").scores.tolist() == [pytest.approx([0.15, 0.25])]
+    assert compare_runs([str(tmp_path)], "dice_case/background").scores.tolist() == [pytest.approx([0.99, 0.99])]
+
+
+def test_a_choice_stands_for_what_comes_with_it(tmp_path: Path) -> None:
+    unet = {"_target_": "UNet", "channels": [8, 16], "in_channels": 3}
+    write_run(tmp_path / "a", nuclei(0), model=unet)
+    write_run(tmp_path / "b", nuclei(0), model={"_target_": "FCN", "stride": 8}, choices={"model": "fcn"})
+    runs = find_runs([str(tmp_path)])
+    assert differing(runs) == ["model"]
+    write_run(tmp_path / "c", nuclei(0), model={**unet, "channels": [16, 32]})
+    runs = find_runs([str(tmp_path)])
+    assert differing(runs) == ["model.channels", "model"]
+    assert [method.name for method in find_methods(runs)] == [
+        "channels=[8,16], unet",
+        "channels=null, fcn",
+        "channels=[16,32], unet",
+    ]
+
+
+def test_an_ablation_is_named_by_what_was_changed(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", nuclei(0), optimizer={"lr": 0.1}, choices={"data/augment": "full"})
+    write_run(tmp_path / "b", nuclei(0), optimizer={"lr": 0.2}, choices={"data/augment": "full"})
+    write_run(tmp_path / "c", nuclei(0), optimizer={"lr": 0.1}, choices={"data/augment": "none"})
+    assert [m.name for m in find_methods(find_runs([str(tmp_path)]))] == ["base", "lr=0.2", "augment=none"]
+
+
+def test_where_files_lie_and_what_is_logged_makes_no_other_method(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", nuclei(0), logger={"wandb": 1}, data={"num_workers": 1})
+    write_run(tmp_path / "here" / "b", nuclei(0), logger={}, data={"num_workers": 2})
+    assert len(find_methods(find_runs([str(tmp_path)]))) == 1
+
+
+def test_the_test_part_is_compared_where_all_have_one(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", nuclei(0), split="test")
+    write_run(tmp_path / "b", nuclei(0), split="test", choices={"loss": "ce"})
+    comparison = compare_runs([str(tmp_path)])
+    assert comparison.split == "test"
+    assert not any("flattered" in note for note in comparison.notes)
+    write_run(tmp_path / "c", nuclei(0), choices={"loss": "focal"})
+    with pytest.raises(ValueError, match="a has no cases of the val part; set split to one that all runs have"):
+        compare_runs([str(tmp_path)])
+
+
+def test_places_are_runs_sweeps_and_patterns(runs: Path, tmp_path: Path) -> None:
+    one = write_run(tmp_path / "more" / "0_lr=[0.1]", nuclei(0))
+    assert [run.folder for run in find_runs([str(one)])] == [one]  # [0.1] is a pattern, too
+    assert len(find_runs([str(runs / "?_unet"), str(runs / "0_unet")])) == 3
+    assert len(find_runs([str(tmp_path)])) == 7
+    write_run(tmp_path / "runs" / "10_unet", nuclei(0), finished=False)
+    assert [run.name for run in find_runs([str(runs)])][-2:] == ["2_unet", "10_unet"]
+    assert "Left out, for they have not ended: 10_unet." in compare_runs([str(runs)]).notes
+
+
+@pytest.mark.parametrize(
+    ("places", "settings", "said"),
+    [
+        (["nowhere"], {}, "nowhere does not exist; expected folders that src/train.py has left"),
+        (["."], {}, ". holds no run"),
+        (["runs"], {"metric": "accuracy"}, "metric is 'accuracy'; expected one of dice_case, iou_case, or one of a class"),
+        (["runs"], {"metric": "dice_case/cell"}, "there is no class 'cell'; expected one of background, nucleus"),
+        (["runs"], {"split": "test"}, "has no cases of the test part"),
+        (["runs"], {"against": "vnet"}, "there is no method 'vnet'; expected one of attention_unet; unet, or a run's folder"),
+        (["left"], {}, "none of 1 run has ended"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_compared_is_refused(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, places: list[str], settings: dict[str, str], said: str
+) -> None:
+    monkeypatch.chdir(runs.parent)
+    (Path("empty")).mkdir()
+    write_run(Path("left") / "run", nuclei(0), finished=False)
+    if places == ["."]:
+        monkeypatch.chdir("empty")
+    with pytest.raises(ValueError, match=said.replace("(", r"\(")):
+        compare_runs(places, **settings)
+
+
+def test_a_config_that_is_none_is_refused(tmp_path: Path) -> None:
+    for content in ("a: [", "[]", "model: unet"):
+        (tmp_path / "config.yaml").write_text(content)
+        with pytest.raises(ValueError, match=r"config.yaml (cannot be read|is not the config of a run)"):
+            find_runs([str(tmp_path)])
+
+
+@pytest.fixture
+def comparison(runs: Path) -> Comparison:
+    return compare_runs([str(runs)], against="unet")
+
+
+def test_tables_can_be_pasted_into_a_paper(comparison: Comparison) -> None:
+    assert method_table(comparison, "markdown").splitlines()[2].startswith("| attention_unet |    3 |")
+    plain = method_table(comparison)
+    assert plain.splitlines()[2].split("  ")[0] == "attention_unet"  # the best first
+    assert "2.00" in plain
+    assert "101" in plain  # steps
+    assert "1.5" in plain  # minutes
+    latex = pair_table(comparison, "latex")
+    assert r"attention\_unet -- unet & +0.1000 & +0.1000 to +0.1000 & 0.0005 & 12/0/0 & better \\" in latex
+    assert latex.startswith(r"\begin{tabular}{lrrrrr}")
+
+
+def test_the_command_prints_and_writes(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "table.tex"
+    monkeypatch.setattr("sys.argv", ["compare", str(runs), f"against={runs}/0_unet", f"output={output}"])
+    cli("compare")
+    printed = capsys.readouterr().out
+    assert "attention_unet – unet" in printed
+    assert printed.endswith(f"{output}\n")
+    assert output.read_text().startswith(r"\begin{tabular}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        ([], 2, "Compare runs"),
+        (["--help"], 0, "against=METHOD"),
+        (["metric=dice_case"], 1, "no runs to compare; name their folders, such as runs/"),
+        (["x", "output=table.doc"], 1, "output=table.doc: expected a name that ends in .md or .tex"),
+    ],
+)
+def test_the_command_answers_mistakes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int, said: str
+) -> None:
+    monkeypatch.setattr("sys.argv", ["compare", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli("compare")
+    assert ended.value.code == code
+    printed = capsys.readouterr()
+    assert said in printed.out + printed.err
+    assert "Traceback" not in printed.err
+
+
+def test_a_misspelt_setting_is_not_taken_for_a_folder() -> None:
+    with pytest.raises(ValueError, match=r"metrics=iou_case is no folder and no setting. Did you mean metric"):
+        read(["runs", "metrics=iou_case"])
