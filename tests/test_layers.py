@@ -17,7 +17,7 @@ SRC = Path(__file__).parents[1] / "src"
 
 #: From the top down: a module imports its own layer and those below.
 LAYERS = (
-    {"cli", "run", "job", "scoring", "refusals"},
+    {"cli", "run", "job", "scoring", "refusals", "comparison"},
     {"config"},
     {
         "module",

@@ -37,9 +37,9 @@ OmegaConf.register_new_resolver("slug", lambda text: text.replace("/", ".")[:200
 OmegaConf.register_new_resolver("len", lambda value: None if value is None else len(value), replace=True)
 
 
-def compose(overrides: Sequence[str] = (), name: str = "train") -> DictConfig:
-    """The config that a command line with these overrides gives."""
-    offer_own_data()
+def compose(overrides: Sequence[str] = (), name: str = "train", checkpoint: str | None = None) -> DictConfig:
+    """The config that a command line with these overrides gives; `data=own` are those of the checkpoint."""
+    offer_own_data(checkpoint)
     with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
         return hydra_compose(name, overrides=list(overrides))
 

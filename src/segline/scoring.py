@@ -36,7 +36,7 @@ def score(config: DictConfig, data_name: str, settings: Settings) -> dict[str, A
         ValueError: Data, card and what is asked for do not fit each other.
     """
     options = Options(config.tolerance, config.object_iou)
-    paths, card, data, split = _open_all(config, data_name, settings)
+    paths, card, data, split = open_all(config, data_name, settings)
     if config.calibrate:
         calibrate(settings, data)
         settings = replace(settings, calibrated=True)
@@ -69,7 +69,7 @@ def try_out(config: DictConfig, data_name: str, settings: Settings) -> dict[str,
 
     names = {name: as_list(config[name]) for name in ("corruptions", "attacks", "sizes")}
     trial = Trial(**names, metric=config.metric, limit=config.limit, seed=config.seed)
-    paths, card, data, split = _open_all(config, data_name, settings)
+    paths, card, data, split = open_all(config, data_name, settings)
     how = _say_settings(settings, Options(), card)
     output = Path(config.output) if config.output else _own_folder(paths[0], "robustness", split, data_name, how)
     return measure(
@@ -84,7 +84,7 @@ def try_out(config: DictConfig, data_name: str, settings: Settings) -> dict[str,
     )
 
 
-def _open_all(
+def open_all(
     config: DictConfig, data_name: str, settings: Settings
 ) -> tuple[list[Path], Card, SegmentationDataModule, str]:
     """Checkpoints, the card of the first, the data, and which part of it is measured."""

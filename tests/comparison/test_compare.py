@@ -7,11 +7,11 @@ import pytest
 from made_up_runs import write_run
 
 from segline.cli import main as cli
-from segline.comparison.command import read, said
-from segline.comparison.compare import Comparison, compare_runs, score_cases
+from segline.comparison.command import read
+from segline.comparison.compare import Comparison, compare_runs, score_classes
 from segline.comparison.methods import differing, find_methods
 from segline.comparison.runs import Cases, find_runs
-from segline.comparison.text import method_table, pair_table
+from segline.comparison.text import method_table, pair_table, said
 
 HARD = np.random.default_rng(0).uniform(0.4, 0.8, 12)
 
@@ -41,8 +41,8 @@ def test_runs_that_differ_by_their_seeds_are_one_method(runs: Path) -> None:
     (pair,) = comparison.pairs
     assert pair.difference == pytest.approx(0.1)
     assert (pair.verdict, pair.wins, pair.num_groups) == ("better", 12, 12)
-    assert "attention_unet is better than unet (p = 0.0005)." in said(comparison)
-    assert "trained models" not in said(comparison)
+    assert "attention_unet is better than: unet (p ≤ 0.00049)." in said(comparison)
+    assert "trained models:" not in said(comparison)
 
 
 def test_seeds_are_averaged_for_each_case_first(tmp_path: Path) -> None:
@@ -59,27 +59,27 @@ def test_a_group_counts_once_in_scores_and_differences(tmp_path: Path) -> None:
     write_run(tmp_path / "b", {"road": [0.4, 0.4, 0.4, 0.8]}, groups=groups, choices={"model": "fcn"})
     comparison = compare_runs([str(tmp_path)])
     assert comparison.reached == {tmp_path / "a": pytest.approx(0.5), tmp_path / "b": pytest.approx(0.6)}
-    assert comparison.pairs[0].difference == pytest.approx(-0.1)
+    assert comparison.pairs[0].difference == pytest.approx(0.1)
     assert "There are 2 groups; with fewer than 6 no test can show a difference." in comparison.notes
 
 
 def test_one_seed_each_speaks_of_trained_models(tmp_path: Path) -> None:
     write_run(tmp_path / "a", nuclei(0.1))
     write_run(tmp_path / "b", nuclei(0.0), choices={"loss": "ce"})
-    assert "Of these two trained models, dice_ce is better than ce (p = 0.0005)." in said(compare_runs([str(tmp_path)]))
+    assert "Of these trained models: dice_ce is better than: ce (p ≤ 0.00049)." in said(compare_runs([str(tmp_path)]))
 
 
 def test_what_is_rightly_found_absent_counts_where_another_run_finds_it() -> None:
     right, wrong = (Cases(["x", "y", "z"], ["g"] * 3, {"dice/a": np.array(v)}) for v in (
         [np.nan, np.nan, 0.5], [0.0, np.nan, 0.6],
     ))  # fmt: skip
-    scores = score_cases([right, wrong], ["x", "y", "z"], "dice_case")
+    scores = score_classes([right, wrong], ["x", "y", "z"], "dice_case")["a"]
     assert scores == pytest.approx(np.array([[1.0, np.nan, 0.5], [0.0, np.nan, 0.6]]), nan_ok=True)
 
 
 def test_a_case_that_a_run_has_not_seen_has_no_score() -> None:
     tables = [Cases(["x"], ["g"], {"dice/a": np.array([0.5])}), Cases(["y"], ["g"], {"dice/a": np.array([0.25])})]
-    scores = score_cases(tables, ["x", "y"], "dice_case")
+    scores = score_classes(tables, ["x", "y"], "dice_case")["a"]
     assert scores == pytest.approx(np.array([[0.5, np.nan], [np.nan, 0.25]]), nan_ok=True)
 
 
@@ -101,9 +101,9 @@ def test_a_choice_stands_for_what_comes_with_it(tmp_path: Path) -> None:
     runs = find_runs([str(tmp_path)])
     assert differing(runs) == ["model.channels", "model"]
     assert [method.name for method in find_methods(runs)] == [
-        "channels=[8,16], unet",
-        "channels=null, fcn",
-        "channels=[16,32], unet",
+        "unet, channels=[8,16]",
+        "fcn, channels=null",
+        "unet, channels=[16,32]",
     ]
 
 
@@ -207,7 +207,7 @@ def test_the_command_prints_and_writes(
         ([], 2, "Compare runs"),
         (["--help"], 0, "against=METHOD"),
         (["metric=dice_case"], 1, "no runs to compare; name their folders, such as runs/"),
-        (["x", "output=table.doc"], 1, "output=table.doc: expected a name that ends in .md or .tex"),
+        (["x", "output=table.doc"], 1, "output=table.doc: expected a name that ends in .html, .md or .tex"),
     ],
 )
 def test_the_command_answers_mistakes(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from segline.comparison.compare import METRICS, Comparison, compare_runs
-from segline.comparison.text import method_table, pair_table, verdicts
+from segline.comparison.text import said
 from segline.refusals import nearest
 
 _HELP = """Compare runs: which is better, and is it so?
@@ -16,6 +16,7 @@ _HELP = """Compare runs: which is better, and is it so?
     python src/compare.py runs/2026-05-04_sweep               the runs of a sweep
     python src/compare.py runs/a runs/b metric=iou_case       another score
     python src/compare.py runs/* against=unet                 one method against all others
+    python src/compare.py runs/* output=compare.html          a page with curves, costs, groups and settings
     python src/compare.py runs/* output=table.tex             for a paper
 
 Runs that differ by their seeds alone are one method. Their scores are averaged over seeds for each case, then over the cases of a
@@ -25,7 +26,7 @@ test by flips of signs, corrected for the number of pairs (Holm), which alone de
   metric=dice_case        score of a case: {metrics}; of one class: dice_case/nucleus
   split=test              part of the data; by default the test part where all runs have one, else val
   against=METHOD          compare all with this one, by the name that the table shows or by a run's folder; by default all pairs
-  output=FILE             write the tables to a .md or .tex file"""
+  output=FILE             a page (.html), or the tables (.md, .tex)"""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -66,18 +67,14 @@ def read(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return places, settings
 
 
-def said(comparison: Comparison, style: str = "plain") -> str:
-    """Tables, verdicts and what to know of them, for the terminal or a file."""
-    parts = [method_table(comparison, style)]
-    if comparison.pairs:
-        parts += [pair_table(comparison, style), "\n".join(verdicts(comparison))]
-    return "\n\n".join([*parts, *comparison.notes])
-
-
 def _writer(output: str) -> Callable[[Path, Comparison], object]:
     """What writes a file of this ending; asked before the work is done."""
     styles = {".md": "markdown", ".tex": "latex"}
     suffix = Path(output).suffix.lower()
+    if suffix == ".html":
+        from segline.comparison.page import write_with_panels
+
+        return write_with_panels
     if suffix not in styles:
-        raise ValueError(f"output={output}: expected a name that ends in {' or '.join(styles)}")
+        raise ValueError(f"output={output}: expected a name that ends in .html, {' or '.join(styles)}")
     return lambda path, comparison: path.write_text(said(comparison, styles[suffix]) + "\n")

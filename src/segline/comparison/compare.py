@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +26,14 @@ class Comparison:
     Args:
         metric: What is compared, of a case: `dice_case`, `iou_case`, or either of one class, `dice_case/nucleus`.
         split: Part of the data.
-        methods: What is compared.
+        methods: What is compared, the best first.
         names: Of the cases, `[N]`.
         groups: What each belongs to, `[N]`.
         scores: Of methods and cases, a mean over seeds, `[M, N]`; nan where there is none.
         reached: By run folder, the mean over groups of the means of their cases.
-        pairs: Of methods.
+        of_class: By class that enters means, the same of each method, `[M]`.
+        pairs: Of methods, the one that reached more first; of all with one, that one second.
+        against: The method that all others are compared with; None: all pairs.
         notes: What a reader must know before believing it.
     """
 
@@ -41,7 +44,9 @@ class Comparison:
     groups: list[str]
     scores: NDArray[np.float64]
     reached: dict[Path, float]
+    of_class: dict[str, list[float]]
     pairs: list[Pair]
+    against: str | None
     notes: list[str]
 
     @property
@@ -77,22 +82,30 @@ def compare_runs(
         raise ValueError(f"{lacking[0].folder} has no cases of the {split} part; set split to one that all runs have")
     names, groups = _all_cases(tables.values())
     background = finished[0].settings.get("data.labels.background")
-    of_run = dict(zip(tables, score_cases(list(tables.values()), names, metric, background), strict=True))
+    by_class = score_classes(list(tables.values()), names, metric, background)
+    of_run = dict(zip(tables, _mean(np.stack(list(by_class.values())), 0), strict=True))
+    reached = {folder: _mean_of_groups(of_cases, groups) for folder, of_cases in of_run.items()}
+    methods.sort(key=lambda method: -np.nan_to_num(mean(reached[run.folder] for run in method.runs)))
     scores = np.array([_mean(np.array([of_run[run.folder] for run in method.runs]), 0) for method in methods])
     notes = [*_unfinished(runs), *_doubts(methods, scores, groups, split)]
-    pairs: list[Pair] = []
-    if len(methods) > 1:
-        values = {method.name: of_method for method, of_method in zip(methods, scores, strict=True)}
-        chosen = None if against is None else _find(methods, against)
-        pairs = compare(values, groups, against=chosen)
-    reached = {folder: float(_mean(group_means(of_cases, groups), 0)) for folder, of_cases in of_run.items()}
-    return Comparison(metric, split, methods, names, groups, scores, reached, pairs, notes)
+    rows = {folder: row for row, folder in enumerate(tables)}
+    of_class = {
+        name: [_mean_of_groups(_mean(of_class[[rows[run.folder] for run in m.runs]], 0), groups) for m in methods]
+        for name, of_class in by_class.items()
+    }
+    against = None if against is None else _find(methods, against)
+    pairs = (
+        compare(dict(zip((m.name for m in methods), scores, strict=True)), groups, against=against)
+        if methods[1:]
+        else []
+    )
+    return Comparison(metric, split, methods, names, groups, scores, reached, of_class, pairs, against, notes)
 
 
-def score_cases(
+def score_classes(
     tables: Sequence[Cases], names: Sequence[str], metric: str, background: str | None = None
-) -> NDArray[np.float64]:
-    """Scores of each run's cases, `[R, N]`: one class's, or the mean over the classes that enter means; nan where there is none.
+) -> dict[str, NDArray[np.float64]]:
+    """Scores of each run's cases by class, `[R, N]`: of the one that the metric names, or of all that enter means; nan where there is none.
 
     A class that neither the truth nor a run's prediction has gives that run no score. Where another run predicts it there, which gives
     that one 0, the first was right: it gets 1, or what it does better would not be seen.
@@ -121,17 +134,17 @@ def score_cases(
         )
     classes = [one_class] if one_class else [name for name in known if name != background]
     places = {name: place for place, name in enumerate(names)}
-    values = np.full((len(tables), len(classes), len(names)), np.nan)
-    seen = np.zeros((len(tables), 1, len(names)), bool)
-    for r, table in enumerate(tables):
+    scores = {name: np.full((len(tables), len(names)), np.nan) for name in classes}
+    seen = np.zeros((len(tables), len(names)), bool)
+    for run, table in enumerate(tables):
         where = np.array([places[name] for name in table.names])
-        seen[r, 0, where] = True
-        for k, name in enumerate(classes):
+        seen[run, where] = True
+        for name in classes:
             if prefix + name in table.columns:
-                values[r, k, where] = table.columns[prefix + name]
-    asked = ~np.isnan(values).all(0)
-    values[np.isnan(values) & seen & asked] = 1.0
-    return _mean(values, 1)
+                scores[name][run, where] = table.columns[prefix + name]
+    for of_class in scores.values():
+        of_class[np.isnan(of_class) & seen & ~np.isnan(of_class).all(0)] = 1.0
+    return scores
 
 
 def _all_cases(tables: Sequence[Cases]) -> tuple[list[str], list[str]]:
@@ -188,6 +201,10 @@ def _doubts(methods: Sequence[Method], scores: NDArray[np.float64], groups: Sequ
             f"There are {count_of(len(set(groups)), 'group')}; with fewer than {LEAST_GROUPS} no test can show a difference."
         )
     return notes
+
+
+def _mean_of_groups(scores: NDArray[np.float64], groups: Sequence[str]) -> float:
+    return float(_mean(group_means(scores, groups), 0))
 
 
 def _mean(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:

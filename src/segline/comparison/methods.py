@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from segline.comparison.runs import Run
@@ -58,7 +58,9 @@ def find_methods(runs: Sequence[Run]) -> list[Method]:
         of_settings.setdefault(tuple(repr(run.settings.get(key)) for key in keys), []).append(run)
     settings = [{key: alike[0].settings.get(key) for key in keys} for alike in of_settings.values()]
     names = _name_all(settings) if keys else [str(runs[0].settings["model"])]
-    return [Method(*parts) for parts in zip(names, settings, of_settings.values(), strict=True)]
+    methods = [Method(*parts) for parts in zip(names, settings, of_settings.values(), strict=True)]
+    # Values that are typed alike, such as a number and its text, differ nevertheless.
+    return [replace(m, name=f"{m.name} ({m.runs[0].name})") if names.count(m.name) > 1 else m for m in methods]
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
@@ -104,7 +106,8 @@ def _name_all(settings: Sequence[dict[str, Any]]) -> list[str]:
                     say(*changed, one[changed[0]]) if changed else "base"
                     for one, changed in zip(settings, changes, strict=True)
                 ]
-    return [", ".join(say(key, value) for key, value in one.items()) for one in settings]
+    known_first = sorted(settings[0], key=lambda key: key not in _KNOWN)
+    return [", ".join(say(key, one[key]) for key in known_first) for one in settings]
 
 
 def say_value(value: Any) -> str:

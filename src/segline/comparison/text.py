@@ -8,19 +8,42 @@ from segline import tables
 from segline.comparison.compare import Comparison
 from segline.comparison.methods import Method
 from segline.comparison.statistics import Pair
-from segline.words import count_of
+
+#: Pairs in a table of text at most: all of them stand in a page.
+_SAID = 21
+#: Methods that a sentence names at most.
+_NAMED = 5
+
+
+def said(comparison: Comparison, style: str = "plain") -> str:
+    """Tables, verdicts and what to know of them: `plain`, `markdown` or `latex`."""
+    parts = [method_table(comparison, style)]
+    if comparison.pairs:
+        parts += [pair_table(comparison, style)] if len(comparison.pairs) <= _SAID else []
+        parts += ["\n".join(verdicts(comparison))]
+    return "\n\n".join([*parts, *comparison.notes])
 
 
 def method_table(comparison: Comparison, style: str = "plain") -> str:
-    """A row for each method: its score, a mean ± deviation over seeds, and what it took; the best first."""
+    """A row for each method: its score, a mean ± deviation over seeds, and what it took."""
+    return tables.rendered(method_rows(comparison), style)
+
+
+def pair_table(comparison: Comparison, style: str = "plain") -> str:
+    """A row for each pair: the difference with its interval, the test, and the verdict."""
+    return tables.rendered(pair_rows(comparison), style)
+
+
+def method_rows(comparison: Comparison) -> list[list[str]]:
+    """Cells of `method_table`, the head first."""
     rows = []
-    for method in sorted(comparison.methods, key=lambda m: -mean(comparison.reached[run.folder] for run in m.runs)):
+    for method in comparison.methods:
         reached = [comparison.reached[run.folder] for run in method.runs]
         spread = f" ± {stdev(reached):.4f}" if len(reached) > 1 else ""
         costs = [_cost(method, "weights", 1e6, 2), _cost(method, "steps", 1, 0), _cost(method, "seconds", 60, 1)]
         rows.append([method.name, str(len(reached)), f"{mean(reached):.4f}{spread}", *costs])
     head = ["Method", "Runs", f"{comparison.split}/{comparison.metric}", "Million weights", "Steps", "Minutes"]
-    return tables.rendered([head, *rows], style)
+    return [head, *rows]
 
 
 def _cost(method: Method, name: str, unit: float, digits: int) -> str:
@@ -29,8 +52,8 @@ def _cost(method: Method, name: str, unit: float, digits: int) -> str:
     return f"{mean(values):,.{digits}f}" if values else "–"
 
 
-def pair_table(comparison: Comparison, style: str = "plain") -> str:
-    """A row for each pair: the difference with its interval, the test, and the verdict."""
+def pair_rows(comparison: Comparison) -> list[list[str]]:
+    """Cells of `pair_table`, the head first."""
     rows = [["Pair", "Difference", "95 %", "p", "Wins/ties/losses", "Verdict"]]
     rows += [
         [
@@ -43,21 +66,44 @@ def pair_table(comparison: Comparison, style: str = "plain") -> str:
         ]
         for pair in comparison.pairs
     ]
-    return tables.rendered(rows, style)
+    return rows
 
 
 def verdicts(comparison: Comparison) -> list[str]:
-    """A sentence for each pair that differs, and one for those of which that cannot be said."""
-    by_name = {method.name: method for method in comparison.methods}
-    decided = [pair for pair in comparison.pairs if pair.verdict in ("better", "worse")]
-    sentences = [_verdict(pair, [by_name[pair.one], by_name[pair.other]]) for pair in decided]
-    for verdict, what in (("no evidence", "No evidence of a difference"), ("too few groups", "Too few groups to tell")):
-        if count := sum(pair.verdict == verdict for pair in comparison.pairs):
-            sentences.append(f"{what}: {count_of(count, 'pair')}.")
+    """What is better, in words: of the best method or, where all are compared with one, of that one."""
+    pivot = comparison.against or comparison.methods[0].name
+    about = [pair for pair in comparison.pairs if pivot in (pair.one, pair.other)]
+    named = {
+        verdict: [pair for pair in about if pair.verdict == verdict]
+        for verdict in dict.fromkeys(p.verdict for p in about)
+    }
+    heads = {
+        "better": f"Better than {pivot}" if comparison.against else f"{pivot} is better than",
+        "worse": f"Worse than {pivot}" if comparison.against else f"{pivot} is worse than",
+        "no evidence": f"No evidence of a difference from {pivot}",
+        "too few groups": f"Too few groups to tell from {pivot}",
+    }
+    alone = any(len(method.runs) == 1 for method in comparison.methods)
+    sentences = []
+    for verdict in (verdict for verdict in heads if verdict in named):
+        decided = verdict in ("better", "worse")
+        others = [_other(pair, pivot) for pair in named[verdict]]
+        if len(others) > _NAMED:
+            others = (
+                [f"all {len(others)} others"]
+                if len(others) == len(about)
+                else [*others[:_NAMED], f"{len(others) - _NAMED} more"]
+            )
+        most = f" (p ≤ {max(pair.p for pair in named[verdict]):.2g})" if decided else ""
+        sentences.append(
+            f"{'Of these trained models: ' if alone and decided else ''}{heads[verdict]}: {'; '.join(others)}{most}."
+        )
+    if rest := [pair for pair in comparison.pairs if pair not in about]:
+        sentences.append(
+            f"Of the {len(rest)} other pairs {sum(p.verdict in ('better', 'worse') for p in rest)} differ."
+        )
     return sentences
 
 
-def _verdict(pair: Pair, methods: list[Method]) -> str:
-    if min(len(method.runs) for method in methods) == 1:
-        return f"Of these two trained models, {pair.one} is {pair.verdict} than {pair.other} (p = {pair.p:.4f})."
-    return f"{pair.one} is {pair.verdict} than {pair.other} (p = {pair.p:.4f})."
+def _other(pair: Pair, pivot: str) -> str:
+    return pair.other if pair.one == pivot else pair.one

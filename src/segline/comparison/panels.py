@@ -1,0 +1,88 @@
+"""Pictures of the cases where methods disagree most: image, truth, and where each errs."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from segline import pictures
+from segline.comparison.compare import Comparison
+from segline.comparison.runs import Run
+from segline.config import OWN, compose
+from segline.data.datamodule import SegmentationDataModule
+from segline.examples import choose_view, show_place
+from segline.inference.predictor import Predictor, Settings
+from segline.io.normalize import BandStatistics
+from segline.io.source import Source, Window
+from segline.labels import IGNORE_INDEX
+from segline.scoring import open_all
+
+#: Cases and methods that are shown at most, and pixels of a picture's longer side.
+_CASES, _METHODS, _SIDE = 4, 6, 480
+NOTE = (
+    "The cases in which the shown methods are furthest apart, by one run of each. "
+    "Errors: blue is missed, orange invented, pink another class."
+)
+
+
+def draw_panels(comparison: Comparison) -> list[dict[str, Any]]:
+    """Of each case a `title`, and its pictures with `name` and `src`: image, truth, and errors of the best methods.
+
+    Raises:
+        ValueError: A run's data or weights are not there any more.
+    """
+    methods = comparison.methods[:_METHODS]
+    scores = comparison.scores[:_METHODS]
+    if len(methods) < 2:
+        return []
+    spread = np.where(np.isnan(scores).any(0), -1, np.nan_to_num(scores).max(0) - np.nan_to_num(scores).min(0))
+    chosen = [int(k) for k in np.argsort(-spread, kind="stable")[:_CASES] if spread[k] > 0]
+    rows = [{"title": f"{comparison.names[k]}, {spread[k]:.3f} apart", "panels": []} for k in chosen]
+    for row, method in enumerate(methods):
+        shown = _predict(method.runs[0], comparison.split, [comparison.names[k] for k in chosen])
+        for k, of_case, drawn in zip(chosen, rows, shown, strict=True):
+            if row == 0:
+                of_case["panels"] += [_panel("image", drawn["rgb"]), _panel("truth", drawn["truth"])]
+            of_case["panels"].append(_panel(f"{method.name}: {scores[row, k]:.3f}", drawn["error"]))
+    return rows
+
+
+def _predict(run: Run, split: str, names: Sequence[str]) -> Iterator[dict[str, NDArray[np.uint8]]]:
+    """Pictures of what a run says of some cases."""
+    predictor, data = _open(run, split)
+    labels = data.labels
+
+    def decide(source: Source, statistics: BandStatistics | None, view: Window) -> Iterator[tuple[Window, Any]]:
+        for place, values in predictor.pieces(source, statistics, view):
+            yield place, predictor.decide(values[: labels.num_classes])
+
+    by_name = {case.name: case for case in data.cases[split]}
+    for name in names:
+        case = by_name[name]
+        view = choose_view(data.facts[name], data.open(case)[1], labels)
+        shown = pictures.flat(show_place(case, view, decide, data), labels)
+        pred = np.where(shown["mask"] == IGNORE_INDEX, IGNORE_INDEX, shown["pred"])
+        rgb = pictures.to_rgb(shown["image"], labels.counted(shown["mask"]))
+        truth = pictures.overlay(rgb, shown["mask"], labels)
+        yield {"rgb": rgb, "truth": truth, "error": pictures.error_map(shown["mask"], pred, labels)}
+
+
+def _open(run: Run, split: str) -> tuple[Predictor, SegmentationDataModule]:
+    settings = Settings(str(run.folder))
+    config = compose([f"checkpoint='{run.folder}'", f"split={split}"], "eval", str(run.folder))
+    paths, _, data, _ = open_all(config, OWN, settings)
+    return Predictor(paths, settings), data
+
+
+def _panel(name: str, picture: NDArray[np.uint8]) -> dict[str, str]:
+    """A picture as an address that holds it."""
+    image, buffer = Image.fromarray(picture), io.BytesIO()
+    image.thumbnail((_SIDE, _SIDE))
+    image.save(buffer, "webp", quality=80)
+    return {"name": name, "src": "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()}
