@@ -34,6 +34,7 @@ from segline.data.datamodule import SegmentationDataModule
 from segline.machine import forget_peak, keep_freed
 from segline.module import SegmentationModule
 from segline.precision import fast_precision, full_name, memory_format
+from segline.sweep.points import PRUNED
 
 
 def run(path: Path) -> None:
@@ -78,7 +79,8 @@ def run(path: Path) -> None:
             trainer.fit(module, data, ckpt_path=run_dir / RESUME if resume else None, weights_only=True)
             if trainer.is_global_zero:
                 report.write_costs(run_dir, module, trainer, budget)
-            _finish(config, run_dir, trainer, module, data)
+            if not (run_dir / PRUNED).exists():
+                _finish(config, run_dir, trainer, module, data)
             if torch.distributed.is_initialized():
                 # All leave together: a process that ends while its peers still talk to it is aborted by gloo's threads.
                 torch.distributed.barrier()
@@ -169,11 +171,21 @@ def _build_callbacks(config: DictConfig, run_dir: Path, budget: Budget, card: Ca
         LearningRate(build(config.scheduler), budget, objective),
         Progress(objective, budget),
         *([Patience(objective, **stopping)] if stopping else []),
+        *_pruning(config, run_dir, objective),
         *([WeightAverage(decay)] if (decay := config.callbacks.average_weights) is not None else []),
         EpochTable(run_dir / "metrics.csv", budget),
         Checkpoints(run_dir, card, objective, config.callbacks.checkpoint_minutes),
         *(callback for callback in build(config.callbacks.further).values() if callback),
     ]
+
+
+def _pruning(config: DictConfig, run_dir: Path, objective: Objective) -> list[Callback]:
+    """What ends a trial of a search early, where this run is one."""
+    if config.trial is None:
+        return []
+    from segline.sweep.pruning import Pruning
+
+    return [Pruning(run_dir, config.trial, objective)]
 
 
 def _build_trainer(config: DictConfig, run_dir: Path, budget: Budget, callbacks: list[Callback]) -> pl.Trainer:

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,22 @@ def _command(config_name: str) -> Callable[[_Task], Callable[[], None]]:
 def train(config: DictConfig) -> float | None:
     """Train, then test the best checkpoint; the value of the objective, for sweepers."""
     hydra_config = HydraConfig.get()
-    run_dir, choices = Path(hydra_config.runtime.output_dir), hydra_config.runtime.choices
+    run_dir = Path(hydra_config.runtime.output_dir)
+    if hydra_config.mode is RunMode.MULTIRUN:
+        from segline.sweep.points import once
+
+        once(run_dir, partial(_train, config, run_dir, sweep=True))
+    else:
+        _train(config, run_dir)
+    from segline.report import read_scores
+
+    return read_scores(run_dir).get(config.objective)
+
+
+def _train(config: DictConfig, run_dir: Path, sweep: bool = False) -> None:
+    """Resolve the config, and train in as many processes as it asks for."""
+    hydra_config = HydraConfig.get()
+    choices = hydra_config.runtime.choices
     chosen = {group: choice for group, choice in choices.items() if not group.startswith("hydra/") and "@" not in group}
     own = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
     started = {"overrides": list(hydra_config.overrides.task), "config_dir": own[0] if own else None}
@@ -78,14 +93,11 @@ def train(config: DictConfig) -> float | None:
         resolved = _resolve(config, {"name": run_dir.name, "choices": chosen, **started})
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(resolved, path)
-        _start(path, _num_processes(resolved.trainer))
+        _start(path, _num_processes(resolved.trainer, sweep), sweep)
     finally:
         path.unlink(missing_ok=True)
         if not any(override.startswith(_FOLDERS) for override in hydra_config.overrides.hydra):
             _remove_if_unused(run_dir)
-    from segline.report import read_scores
-
-    return read_scores(run_dir).get(resolved.objective)
 
 
 def _remove_if_unused(run_dir: Path) -> None:
@@ -96,8 +108,8 @@ def _remove_if_unused(run_dir: Path) -> None:
             run_dir.rmdir()
 
 
-def _start(path: Path, processes: int) -> None:
-    """Run the job in this process, or in several of torch's launcher."""
+def _start(path: Path, processes: int, sweep: bool) -> None:
+    """Run the job in this process, or in several of torch's launcher; of a sweep others shall follow one that fails."""
     if processes == 1:
         from segline import job
 
@@ -115,16 +127,23 @@ def _start(path: Path, processes: int) -> None:
     ]
     own = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_MOST_SECONDS_TO_SAVE)}
     launcher = subprocess.Popen([*command, str(path)], env={**own, **os.environ})
-    # SIGTERM goes on to the processes, which save first; a terminal's Ctrl-C has reached them already.
-    handlers = {
-        signal.SIGTERM: signal.signal(signal.SIGTERM, lambda signum, _: launcher.send_signal(signum)),
-        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: None),
-    }
+    asked: list[int] = []  # to stop
+
+    def notice(signum: int, _: Any) -> None:
+        asked.append(signum)
+        if (
+            signum == signal.SIGTERM
+        ):  # goes on to the processes, which save first; a terminal's Ctrl-C has reached them already
+            launcher.send_signal(signum)
+
+    handlers = {signum: signal.signal(signum, notice) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         code = launcher.wait()
     finally:
         for signum, handler in handlers.items():
             signal.signal(signum, handler)
+    if code and sweep and not asked:
+        raise ValueError(f"the training ended with code {code}; what went wrong is said above")
     if code:
         sys.exit(code)
 
@@ -246,8 +265,8 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
-def _num_processes(trainer: DictConfig) -> int:
-    """How many processes the job takes: as asked for, or one for each GPU."""
+def _num_processes(trainer: DictConfig, sweep: bool = False) -> int:
+    """How many processes the job takes: as asked for, or one for each GPU; in a sweep, which may have several jobs at once, one."""
     if trainer.devices != "auto":
         if not isinstance(trainer.devices, int) or trainer.devices < 1:
             raise ValueError(
@@ -255,6 +274,8 @@ def _num_processes(trainer: DictConfig) -> int:
                 "which GPUs is said by CUDA_VISIBLE_DEVICES"
             )
         return trainer.devices
+    if sweep:
+        return 1
     import torch
 
     return max(1, torch.cuda.device_count()) if trainer.accelerator in ("auto", "gpu") else 1

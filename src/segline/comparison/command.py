@@ -37,7 +37,7 @@ def main(arguments: Sequence[str]) -> None:
     places, settings = read(arguments)
     output = settings.pop("output", None)
     write = _writer(output) if output else None
-    comparison = compare_runs(places, **settings)  # type: ignore[arg-type]
+    comparison = compare_runs(places, **settings)
     print(said(comparison))
     if write and output:
         write(Path(output), comparison)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -147,7 +147,7 @@ def score_classes(
     return scores
 
 
-def _all_cases(tables: Sequence[Cases]) -> tuple[list[str], list[str]]:
+def _all_cases(tables: Iterable[Cases]) -> tuple[list[str], list[str]]:
     """Names and groups of the cases of all runs."""
     groups = {name: group for table in tables for name, group in zip(table.names, table.groups, strict=True)}
     return list(groups), list(groups.values())

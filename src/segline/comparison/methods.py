@@ -103,7 +103,7 @@ def _name_all(settings: Sequence[dict[str, Any]]) -> list[str]:
             changes = [[key for key in one if repr(one[key]) != repr(base[key])] for one in settings]
             if all(len(changed) <= 1 for changed in changes):
                 return [
-                    say(*changed, one[changed[0]]) if changed else "base"
+                    say(changed[0], one[changed[0]]) if changed else "base"
                     for one, changed in zip(settings, changes, strict=True)
                 ]
     known_first = sorted(settings[0], key=lambda key: key not in _KNOWN)

@@ -43,7 +43,9 @@ def draw_panels(comparison: Comparison) -> list[dict[str, Any]]:
         return []
     spread = np.where(np.isnan(scores).any(0), -1, np.nan_to_num(scores).max(0) - np.nan_to_num(scores).min(0))
     chosen = [int(k) for k in np.argsort(-spread, kind="stable")[:_CASES] if spread[k] > 0]
-    rows = [{"title": f"{comparison.names[k]}, {spread[k]:.3f} apart", "panels": []} for k in chosen]
+    rows: list[dict[str, Any]] = [
+        {"title": f"{comparison.names[k]}, {spread[k]:.3f} apart", "panels": []} for k in chosen
+    ]
     for row, method in enumerate(methods):
         shown = _predict(method.runs[0], comparison.split, [comparison.names[k] for k in chosen])
         for k, of_case, drawn in zip(chosen, rows, shown, strict=True):

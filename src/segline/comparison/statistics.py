@@ -108,9 +108,9 @@ def _pair(one: str, other: str, differences: NDArray[np.float64]) -> Pair:
     """A pair before correction; wins are those of a score of which more is better."""
     difference, low, high = interval(differences)
     few = len(differences) < LEAST_GROUPS
-    signs = [int((np.sign(differences) == sign).sum()) for sign in (1, 0, -1)]
+    wins, ties, losses = (int((np.sign(differences) == sign).sum()) for sign in (1, 0, -1))
     p = float("nan") if few else sign_flip(differences)
-    return Pair(one, other, difference, low, high, p, *signs, verdict="too few groups")
+    return Pair(one, other, difference, low, high, p, wins, ties, losses, "too few groups")
 
 
 def group_means(values: ArrayLike, groups: Sequence[object]) -> NDArray[np.float64]:

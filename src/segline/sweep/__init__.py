@@ -1,0 +1,1 @@
+"""Sweeps: many trainings by one command, each done once however often the command is stopped and started."""

@@ -1,0 +1,183 @@
+"""A sweep from its command to its last point, by whatever launcher Hydra is told to use."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig, open_dict, read_write
+
+from segline.sweep.folder import sweep_folder
+from segline.sweep.grid import grid
+from segline.sweep.points import ERROR, SCORES, Point, State, state_of
+from segline.words import count_of
+
+#: How often a point is started by one command: again if it ended without a word, as when the system killed it.
+_MOST_STARTS = 2
+
+
+class Sweep:
+    """Points to train, and where.
+
+    Args:
+        hydra_context: Of the command.
+        task_function: What a launcher calls with the config of each point.
+        config: Of the command, Hydra's own part too.
+        params: Overrides with values, by key.
+        arguments: Of the command line; those with keys of `params` replace them.
+    """
+
+    def __init__(
+        self,
+        hydra_context: HydraContext,
+        task_function: TaskFunction,
+        config: DictConfig,
+        params: Mapping[str, Any],
+        arguments: Sequence[str],
+    ) -> None:
+        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+        parser = OverridesParser.create(config_loader=hydra_context.config_loader)
+        parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *arguments])
+        self.overrides: list[Override] = list({one.get_key_element(): one for one in parsed}.values())
+        self.objective = str(config.objective)
+
+    def run_grid(self) -> list[float | None]:
+        """Train every combination; the objective of each.
+
+        Raises:
+            ValueError: Some points failed.
+        """
+        points = grid(self.overrides)
+        self.check(_covering(points))
+        with self.folder({}, lambda folder: not _left(folder, points)) as folder:
+            there = len(points) - len(_left(folder, points))
+            print(
+                f"sweep     {folder}\n          {count_of(len(points), 'point')}{f', {there} of them done' if there else ''}"
+            )
+            starts: Counter[str] = Counter()
+            while todo := [p for p in points if _is_due(state_of(folder / p.name), starts[p.name])]:
+                self.launch(folder, todo, points.index(todo[0]))
+                starts.update(point.name for point in todo)
+            return self.report(folder, points)
+
+    def run_search(self, settings: Mapping[str, Any]) -> list[float | None]:
+        """Train what Optuna suggests; the objective of each trial.
+
+        Raises:
+            ValueError: Settings that don't fit, or some trials failed.
+        """
+        from segline.sweep.search import Search
+
+        return Search(self, **settings).run()
+
+    def check(self, points: Iterable[Point]) -> None:
+        """Compose the configs of some points, for what is misspelt is said before hours are spent."""
+        for point in points:
+            self.hydra_context.config_loader.load_sweep_config(self.config, list(point.overrides))
+
+    def folder(self, further: Mapping[str, Any], done: Callable[[Path], bool]) -> AbstractContextManager[Path]:
+        """The folder of this very sweep; `further` is what it is told by besides its overrides."""
+        hydra = self.config.hydra
+        command = {"overrides": [str(one.input_line) for one in self.overrides], **further}
+        chosen = any(one.startswith("hydra.sweep.dir=") for one in hydra.overrides.hydra)
+        return sweep_folder(Path(hydra.sweep.dir).absolute(), chosen, command, done)
+
+    def launch(self, folder: Path, points: Sequence[Point], first: int) -> None:
+        """Train points as the launcher does; what became of each is in its folder.
+
+        Args:
+            folder: Of the sweep.
+            points: Of it.
+            first: Number of the first one.
+        """
+        with read_write(self.config.hydra), open_dict(self.config.hydra):
+            self.config.hydra.sweep.dir = str(folder)
+        launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=self.hydra_context, task_function=self.task_function, config=self.config
+        )
+        resume = [] if any(one.get_key_element() == "resume" for one in self.overrides) else ["resume=auto"]
+        jobs = [
+            [*p.overrides, *resume, f"hydra.sweep.dir={_quoted(str(folder))}", f"hydra.sweep.subdir={_quoted(p.name)}"]
+            for p in points
+        ]
+        try:
+            launcher.launch(jobs, initial_job_idx=first)
+        except Exception as error:  # of the launcher, such as a worker that was killed; points keep their own errors
+            print(f"the launcher ended with {type(error).__name__}: {error}", file=sys.stderr)
+
+    def report(self, folder: Path, points: Sequence[Point], further: str = "") -> list[float | None]:
+        """Say how the points ended, and what else there is to say; the objective of each.
+
+        Raises:
+            ValueError: Some failed.
+        """
+        states = {point.name: state_of(folder / point.name) for point in points}
+        scores = [read_objective(folder / point.name, self.objective) for point in points]
+        counts = Counter(states.values())
+        print(f"\nsweep     {folder}")
+        print(f"          {', '.join(f'{counts[state]} {state.value}' for state in State if counts[state])}")
+        best = [(score, point.name) for score, point in zip(scores, points, strict=True) if score is not None]
+        if best:
+            score, name = (min if self.minimize else max)(best)
+            print(f"best      {name}, {self.objective} {score:.4f}\ncompare   python src/compare.py {folder}")
+        print(further, end="\n" if further else "", flush=True)
+        bad = [name for name, state in states.items() if state in (State.FAILED, State.OPEN)]
+        if bad:
+            why = "\n".join(f"  {name}: {_why(folder / name)}" for name in bad[:10])
+            raise ValueError(
+                f"{len(bad)} of {count_of(len(points), 'point')} failed; the same command tries them again:\n{why}"
+            )
+        return scores
+
+    @property
+    def minimize(self) -> bool:
+        """Whether less of the objective is better."""
+        return self.objective.endswith("loss")
+
+
+def read_objective(folder: Path, objective: str) -> float | None:
+    """What a point reached; None if it has not ended, or where there is no such score."""
+    path = folder / SCORES
+    value = json.loads(path.read_text()).get(objective) if path.exists() else None
+    return None if value is None or value != value else float(value)
+
+
+def _left(folder: Path, points: Sequence[Point]) -> list[Point]:
+    return [point for point in points if state_of(folder / point.name) not in (State.FINISHED, State.PRUNED)]
+
+
+def _is_due(state: State, starts: int) -> bool:
+    """Whether a point is to be started: an open one, or one that failed before this command."""
+    return (state is State.OPEN and starts < _MOST_STARTS) or (state is State.FAILED and not starts)
+
+
+def _covering(points: Sequence[Point]) -> list[Point]:
+    """Points that have each override once at least."""
+    seen: set[str] = set()
+    chosen = []
+    for point in points:
+        if not seen.issuperset(point.overrides):
+            seen.update(point.overrides)
+            chosen.append(point)
+    return chosen
+
+
+def _why(folder: Path) -> str:
+    path = folder / ERROR
+    if not path.exists():
+        return "it ended without a word, as if it was killed"
+    return f"{path.read_text().strip().splitlines()[-1]} ({path})"
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"

@@ -1,0 +1,245 @@
+"""Search by Optuna: what to train next, from what has been reached so far."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
+from omegaconf import OmegaConf
+
+from segline.config import CONF_DIR, build
+from segline.sweep.grid import point_name
+from segline.sweep.points import Point, State, state_of
+from segline.sweep.pruning import STORAGE
+from segline.sweep.run import Sweep, read_objective
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+#: Where the best trial stands as an experiment, below the sweep's folder.
+BEST = Path("experiment") / "best.yaml"
+_MOST_STARTS = 2
+
+
+class Search:
+    """A study of Optuna's, whose trials are runs.
+
+    What is asked next depends on the seed, the trial's number and the trials before it alone, so that a search that was stopped goes on
+    as if it had not been. Several commands may work on one study at once.
+
+    Args:
+        sweep: What is searched.
+        n_trials: How many trials there are in all, failed and pruned ones too.
+        sampler: Config of an Optuna sampler, without its seed.
+        pruner: Config of an Optuna pruner, which ends bad trials early; None for none.
+        seed: Of the sampler.
+        batch: Trials that are asked for at once, for a launcher that trains several.
+        storage: Address of the study's database; None: an SQLite file in the sweep's folder.
+        study: Its name; None: that of the folder.
+        constraints: Most that a run may take, by a name of its `costs.json`: `{seconds: 600, weights: 5e6}`.
+
+    Raises:
+        ValueError: A value that cannot be, or nothing to search.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        *,
+        n_trials: int,
+        sampler: Any,
+        pruner: Any = None,
+        seed: int = 0,
+        batch: int = 1,
+        storage: str | None = None,
+        study: str | None = None,
+        constraints: Mapping[str, float] | None = None,
+    ) -> None:
+        for name, value in (("n_trials", n_trials), ("batch", batch)):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"hydra.sweeper.{name} is {value}; expected 1 or more")
+        self.sweep, self.n_trials, self.seed, self.batch = sweep, n_trials, seed, batch
+        self.sampler, self.pruner, self.storage, self.name = sampler, pruner, storage, study
+        self.constraints = {name: most for name, most in (constraints or {}).items() if most is not None}
+        self.space = {one.get_key_element(): distribution(one) for one in sweep.overrides if one.is_sweep_override()}
+        if not self.space:
+            raise ValueError(
+                "there is nothing to search; give values or intervals, such as loss=dice_ce,focal "
+                "'optimizer.lr=tag(log,interval(1e-5,1e-2))'"
+            )
+
+    def run(self) -> list[float | None]:
+        """Ask, train and tell until there are enough trials; the objective of each.
+
+        Raises:
+            ValueError: Some trials failed.
+        """
+        self.sweep.check([self._point({key: _first(space) for key, space in self.space.items()}, 0)])
+        with self.sweep.folder({"search": self._said()}, self._is_done) as folder:
+            study = self._study(folder)
+            print(
+                f"sweep     {folder}\n          study {study.study_name}: {len(study.trials)} of {self.n_trials} trials there"
+            )
+            starts: Counter[int] = Counter()
+            while trials := self._next(study, folder, starts):
+                points = [self._point(trial.params, trial.number) for trial in trials]
+                self.sweep.launch(folder, points, trials[0].number)
+                starts.update(trial.number for trial in trials)
+                with _alone(folder):
+                    for trial in trials:
+                        self._tell(study, folder, trial.number, starts)
+            points = [self._point(trial.params, trial.number) for trial in study.trials]
+            return self.sweep.report(folder, points, self._write_best(study, folder))
+
+    def _said(self) -> dict[str, Any]:
+        plain = OmegaConf.to_container(OmegaConf.create({"sampler": self.sampler, "pruner": self.pruner}))
+        return {**plain, "seed": self.seed, "study": self.name, "constraints": self.constraints}  # type: ignore[dict-item]
+
+    def _is_done(self, folder: Path) -> bool:
+        study = self._study(folder)
+        return sum(trial.state.is_finished() for trial in study.trials) >= self.n_trials
+
+    def _study(self, folder: Path) -> Study:
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = self.storage or f"sqlite:///{folder / 'study.db'}"
+        os.environ[STORAGE] = storage  # by the environment: an address may hold a password, which no config shall
+        with _alone(folder):  # two commands cannot make the tables of one database
+            return optuna.create_study(
+                storage=storage,
+                study_name=self.name or folder.name,
+                direction="minimize" if self.sweep.minimize else "maximize",
+                pruner=build(self.pruner) if self.pruner else optuna.pruners.NopPruner(),
+                load_if_exists=True,
+            )
+
+    def _next(self, study: Study, folder: Path, starts: Counter[int]) -> list[FrozenTrial]:
+        """Trials to train: those that a killed command has left, then new ones."""
+        from optuna.trial import TrialState
+
+        with _alone(folder):
+            for trial in study.get_trials(states=[TrialState.RUNNING]):
+                self._tell(study, folder, trial.number, starts)
+            left = study.get_trials(states=[TrialState.RUNNING])
+            due = [t for t in left if state_of(folder / self._point(t.params, t.number).name) is not State.RUNNING]
+            while len(due) < self.batch and len(study.trials) < self.n_trials:
+                study.sampler = build(self.sampler, seed=self.seed + len(study.trials))
+                number = study.ask(self.space).number
+                due.append(study.trials[number])
+        return due[: self.batch]
+
+    def _tell(self, study: Study, folder: Path, number: int, starts: Counter[int]) -> None:
+        """Let the study know how a trial ended, if it did."""
+        from optuna.trial import Trial, TrialState
+
+        trial = study.trials[number]
+        run = folder / self._point(trial.params, number).name
+        state, score = state_of(run), read_objective(run, self.sweep.objective)
+        if trial.state.is_finished():
+            return
+        if state is State.FINISHED and score is not None:
+            costs, asked = _costs(run), Trial(study, trial._trial_id)
+            for name, most in self.constraints.items():
+                asked.set_constraint(name, costs[name] / most - 1)
+            for name, value in {"run": run.name, **costs}.items():
+                asked.set_user_attr(name, value)
+            study.tell(number, score)
+        elif state is State.PRUNED:
+            study.tell(number, state=TrialState.PRUNED)
+        # One that failed under a command before this one is tried again.
+        elif (
+            starts[number]
+            and (state is not State.OPEN or starts[number] >= _MOST_STARTS)
+            and state is not State.RUNNING
+        ):
+            study.tell(number, state=TrialState.FAIL)
+
+    def _point(self, params: Mapping[str, Any], number: int) -> Point:
+        """A trial as a point."""
+        searched = [f"{key}={params[key]}" for key in self.space]
+        fixed = [o for o in self.sweep.overrides if not o.is_sweep_override()]
+        plain = [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in fixed]
+        reporting = [f"trial={number}"] if self.pruner else []
+        digits = len(str(self.n_trials - 1))
+        return Point(point_name(number, digits, searched), (*plain, *searched, *reporting))
+
+    def _write_best(self, study: Study, folder: Path) -> str:
+        """Leave the best trial as a config for `experiment=best`; how that is used."""
+        from segline.commit import committed
+
+        try:
+            best = study.best_trial
+        except ValueError:  # none has ended, or none keeps the constraints
+            return "no trial has ended within the constraints" if self.constraints else "no trial has ended"
+        point = self._point(best.params, best.number)
+        content = experiment(point.overrides)
+        head = f"# The best of {len(study.trials)} trials: {self.sweep.objective} {best.value:.4f}.\n"
+        (folder / BEST).parent.mkdir(exist_ok=True)
+        with committed(folder / BEST) as temporary:
+            temporary.write_text("# @package _global_\n" + head + yaml.safe_dump(content, sort_keys=False))
+        return f"again     python src/train.py --config-dir {folder} experiment=best"
+
+
+def distribution(override: Override) -> BaseDistribution:
+    """What Optuna draws from for values, a range or an interval; the tag `log` makes it logarithmic, `int(...)` whole.
+
+    Raises:
+        ValueError: An interval without an end.
+    """
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        low, high = value.start, value.end
+        if low is None or high is None or low >= high:
+            raise ValueError(f"{override.input_line} is no interval; expected one such as interval(0.1,0.5)")
+        kind: Any = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
+        return kind(low, high, log="log" in value.tags)
+    if isinstance(value, RangeSweep) and value.start is not None and value.stop is not None:
+        numbers = list(override.sweep_iterator())
+        kind = IntDistribution if all(isinstance(number, int) for number in numbers) else FloatDistribution
+        return kind(numbers[0], numbers[-1], step=value.step)
+    return CategoricalDistribution(list(override.sweep_string_iterator()))
+
+
+def experiment(overrides: Sequence[str]) -> dict[str, Any]:
+    """Overrides as the content of an `experiment=` file: choices of groups as defaults, other values at their places."""
+    defaults, values = [], OmegaConf.create({})
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        key = override.key_or_group
+        if key in ("sweep", "experiment", "trial", "resume"):
+            continue
+        if (CONF_DIR / key).is_dir():
+            defaults.append({f"override /{key}": override.value()})
+        else:
+            OmegaConf.update(values, key, override.value())
+    return {"defaults": defaults, **OmegaConf.to_container(values)}  # type: ignore[dict-item]
+
+
+def _costs(run: Path) -> dict[str, float]:
+    path = run / "costs.json"
+    return yaml.safe_load(path.read_text()) if path.exists() else {}
+
+
+def _first(space: Any) -> Any:
+    """A value that is drawn from."""
+    return space.choices[0] if hasattr(space, "choices") else space.low
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let no other command on this machine ask meanwhile."""
+    with (folder / ".ask.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

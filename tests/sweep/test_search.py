@@ -1,0 +1,203 @@
+"""Searches by Optuna over a made-up training: what is asked, what is told, and how they go on."""
+
+import subprocess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from made_up_sweep import ended, start, sweep
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.trial import TrialState
+
+from segline.budget import Objective
+from segline.config import compose
+from segline.sweep.folder import SWEEP
+from segline.sweep.pruning import STORAGE, Pruning
+from segline.sweep.search import BEST, distribution, experiment
+from segline.tables import write_json
+
+SEARCH = ["sweep=optuna", "hydra.sweeper.sampler.n_startup_trials=3"]
+
+
+def study(folder: Path) -> optuna.Study:
+    return optuna.load_study(study_name=None, storage=f"sqlite:///{folder / 'study.db'}")
+
+
+def asked(folder: Path) -> list[dict[str, Any]]:
+    return [trial.params for trial in study(folder).trials]
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("loss=ce,dice_ce", CategoricalDistribution(["ce", "dice_ce"])),
+        ("model.channels=[8,16],[16,32]", CategoricalDistribution(["[8,16]", "[16,32]"])),
+        ("a=choice(true,x,0.5)", CategoricalDistribution(["True", "x", "0.5"])),
+        ("a=interval(0.1,0.5)", FloatDistribution(0.1, 0.5)),
+        ("a=tag(log,interval(1e-5,1e-2))", FloatDistribution(1e-5, 1e-2, log=True)),
+        ("a=int(interval(1,8))", IntDistribution(1, 8)),
+        ("a=tag(log,int(interval(1,8)))", IntDistribution(1, 8, log=True)),
+        ("a=range(1,6)", IntDistribution(1, 5)),
+        ("a=range(1,8,3)", IntDistribution(1, 7, step=3)),
+        ("a=range(0,1,0.25)", FloatDistribution(0, 0.75, step=0.25)),
+    ],
+)
+def test_a_search_space_is_what_hydra_means(override: str, expected: Any) -> None:
+    (parsed,) = OverridesParser.create().parse_overrides([override.replace("model.channels", "a")])
+    found = distribution(parsed)
+    assert found == expected
+    assert type(found) is type(expected)
+
+
+def test_trials_are_asked_trained_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "search"
+    scores = sweep([*SEARCH, "hydra.sweeper.n_trials=12", f"hydra.sweep.dir={folder}"], tmp_path / "log")
+    trials = study(folder).trials
+    assert [trial.value for trial in trials] == scores
+    assert len(ended(tmp_path / "log")) == 12
+    assert study(folder).best_value > -0.02  # between 1e-4 and 1e-2 it is 1e-3 that is best
+    assert {trial.user_attrs["run"] for trial in trials} == set(ended(tmp_path / "log"))
+    printed = capsys.readouterr().out
+    assert f"again     python src/train.py --config-dir {folder} experiment=best" in printed
+    assert "12 finished" in printed
+
+
+def test_a_search_that_was_stopped_asks_what_it_would_have_asked(tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    sweep([*SEARCH, "hydra.sweeper.n_trials=8", f"hydra.sweep.dir={whole}"], tmp_path / "log")
+    for trials in (3, 4, 8):
+        sweep([*SEARCH, f"hydra.sweeper.n_trials={trials}", f"hydra.sweep.dir={stopped}"], tmp_path / "log2")
+    assert asked(stopped) == asked(whole)
+    assert len(asked(whole)) == len({str(params) for params in asked(whole)}) == 8
+    assert set(ended(tmp_path / "log2").values()) == {1}
+
+
+def test_the_best_trial_is_an_experiment(tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    sweep(
+        [*SEARCH, "model=unet", "model.channels=[4,8]", "hydra.sweeper.n_trials=4", f"hydra.sweep.dir={folder}"],
+        tmp_path / "log",
+    )
+    text = (folder / BEST).read_text()
+    assert text.startswith("# @package _global_\n# The best of 4 trials: val/iou ")
+    best = study(folder).best_trial.params
+    assert yaml.safe_load(text) == {
+        "defaults": [{"override /model": "unet"}, {"override /loss": best["loss"]}],
+        "model": {"channels": [4, 8]},
+        "optimizer": {"lr": best["optimizer.lr"]},
+    }
+    config = compose([f"hydra.searchpath=[file://{folder}]", "experiment=best"])
+    assert (config.optimizer.lr, config.model.channels) == (best["optimizer.lr"], [4, 8])
+
+
+def test_values_of_all_kinds_read_back_from_an_experiment() -> None:
+    content = experiment(
+        ["data/augment=none", "data/weight_map=null", "a.b=null", "a.c=[1,x]", "a.d=1e-3", "+e=true", "sweep=optuna"]
+    )
+    assert content == {
+        "defaults": [{"override /data/augment": "none"}, {"override /data/weight_map": None}],
+        "a": {"b": None, "c": [1, "x"], "d": 1e-3},
+        "e": True,
+    }
+
+
+def test_trials_that_take_too_much_are_never_the_best(tmp_path: Path) -> None:
+    folder = tmp_path / "search"  # the best rate is 1e-3, whose network is made up to have 0.01 weights
+    overrides = ["hydra.sweeper.constraints.weights=0.004", "hydra.sweeper.n_trials=10", f"hydra.sweep.dir={folder}"]
+    sweep([*SEARCH, *overrides], tmp_path / "log")
+    best = study(folder).best_trial
+    assert best.params["optimizer.lr"] <= 4e-4
+    within = [t.value for t in study(folder).trials if t.params["optimizer.lr"] <= 4e-4]
+    assert best.value == max(v for v in within if v is not None)
+    assert len(within) < 10
+
+
+def test_a_trial_that_fails_is_told_and_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    with pytest.raises(ValueError, match=r"of 5 points failed"):
+        sweep(["sweep=optuna", "seed=0,13", "hydra.sweeper.n_trials=5", f"hydra.sweep.dir={folder}"], tmp_path / "log")
+    states = [trial.state for trial in study(folder).trials]
+    assert set(states) == {TrialState.COMPLETE, TrialState.FAIL}
+    assert len(states) == 5
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials is 0; expected 1 or more"),
+        (["hydra.sweeper.params={}"], "there is nothing to search; give values or intervals"),
+        (["optimizer.lr=interval(1,0.5)"], r"optimizer.lr=interval\(1,0.5\) is no interval"),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(tmp_path: Path, overrides: list[str], said: str) -> None:
+    start = ["hydra/sweeper=optuna"] if "params={}" in overrides[0] else ["sweep=optuna"]
+    with pytest.raises(ValueError, match=said):
+        sweep([*start, *overrides, f"hydra.sweep.dir={tmp_path / 'search'}"], tmp_path / "log")
+
+
+class Scores:
+    """Stands for the module and the trainer of a run."""
+
+    def __init__(self, step: int, value: float) -> None:
+        self.scores = {"val/iou": value}
+        self.trainer: Any = SimpleNamespace(
+            state=SimpleNamespace(fn="fit"), sanity_checking=False, is_global_zero=True, global_step=step, should_stop=False,
+            strategy=SimpleNamespace(broadcast=lambda value: value),
+        )  # fmt: skip
+
+
+def test_a_trial_behind_the_median_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("segline.sweep.pruning.as_segmentation", lambda module: module)
+    storage = f"sqlite:///{tmp_path / 'study.db'}"
+    monkeypatch.setenv(STORAGE, storage)
+    pruner = {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 2, "n_warmup_steps": 15}
+    write_json(tmp_path / SWEEP, {"search": {"pruner": pruner, "study": "search"}})
+    trials = optuna.create_study(storage=storage, study_name="search", direction="maximize")
+    for number, values in enumerate([(0.2, 0.5), (0.3, 0.6), (0.1, 0.5), (0.1, 0.7)]):
+        trials.ask()
+        (tmp_path / str(number)).mkdir()
+        callback = Pruning(tmp_path / str(number), number, Objective("val/iou"))
+        stops = []
+        for step, value in zip((10, 20), values, strict=True):
+            run = Scores(step, value)
+            callback.on_validation_end(run.trainer, run)  # type: ignore[arg-type]
+            stops.append(run.trainer.should_stop)
+        if number < 2:
+            trials.tell(number, values[-1])
+        # At step 10 nobody is pruned; at step 20 the median of the two that ended is 0.55.
+        assert stops == [False, number == 2]
+        assert (tmp_path / str(number) / "pruned.json").exists() == (number == 2)
+    assert trials.trials[3].intermediate_values == {10: 0.1, 20: 0.7}
+
+
+@pytest.mark.slow
+def test_several_commands_work_on_one_study(tmp_path: Path) -> None:
+    processes = [start(tmp_path, *SEARCH, "hydra.sweeper.n_trials=12", "hydra.sweep.dir=shared") for _ in range(3)]
+    for process in processes:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert len(study(tmp_path / "shared").trials) == 12
+    assert all(trial.state is TrialState.COMPLETE for trial in study(tmp_path / "shared").trials)
+    assert set(ended(tmp_path / "log").values()) == {1}
+    assert len({str(params) for params in asked(tmp_path / "shared")}) == 12
+
+
+@pytest.mark.slow
+def test_a_search_that_is_killed_trains_each_trial_once(tmp_path: Path) -> None:
+    for _ in range(6):
+        process = start(tmp_path, *SEARCH, "hydra.sweeper.n_trials=8", "hydra.sweep.dir=search")
+        try:
+            process.communicate(timeout=2.5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+    process = start(tmp_path, *SEARCH, "hydra.sweeper.n_trials=8", "hydra.sweep.dir=search")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert [trial.state for trial in study(tmp_path / "search").trials] == [TrialState.COMPLETE] * 8
+    assert len(ended(tmp_path / "log")) == 8
+    assert set(ended(tmp_path / "log").values()) == {1}

@@ -1,0 +1,161 @@
+"""Sweeps of a made-up training, by our sweepers and Hydra's own launcher: each point once, whatever happens."""
+
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from made_up_sweep import ended, start, sweep
+
+from segline.sweep.folder import SWEEP
+from segline.sweep.points import ERROR, State, once, state_of
+
+GRID = ["seed=0,1,2", "loss=ce,dice_ce", "optimizer.lr=1e-3,1e-2"]
+
+
+def test_every_combination_is_trained_in_a_folder_of_its_own(tmp_path: Path) -> None:
+    scores = sweep([*GRID, f"hydra.sweep.dir='{tmp_path / 'a=b c'}'"], tmp_path / "log")
+    names = [
+        f"{k:02d}_seed={seed},loss={loss},lr={rate}"
+        for k, (seed, loss, rate) in enumerate(
+            (seed, loss, rate) for seed in range(3) for loss in ("ce", "dice_ce") for rate in ("0.001", "0.01")
+        )
+    ]
+    assert sorted(folder.name for folder in (tmp_path / "a=b c").iterdir() if folder.is_dir()) == names
+    assert ended(tmp_path / "log") == Counter(names)
+    assert scores == [-seed - worse for seed in range(3) for _ in range(2) for worse in (0, 1)]
+
+
+def test_the_same_command_does_what_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep(GRID, tmp_path / "log")
+    (folder,) = (tmp_path / "runs").iterdir()
+    (folder / "03_seed=0,loss=dice_ce,lr=0.01" / "scores.json").unlink()
+    sweep(GRID, tmp_path / "log")
+    assert "12 points, 11 of them done" in capsys.readouterr().out
+    assert [f.name for f in (tmp_path / "runs").iterdir()] == [folder.name]
+    assert {name for name, count in ended(tmp_path / "log").items() if count > 1} == {"03_seed=0,loss=dice_ce,lr=0.01"}
+    sweep(["seed=0"], tmp_path / "log")  # another one
+    sweep(GRID, tmp_path / "log")  # and one that begins anew, as the first is done
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+
+
+def test_a_point_that_fails_is_named_and_stops_no_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "sweep"
+    with pytest.raises(ValueError, match=r"1 of 3 points failed; .*\n  1_seed=13: ValueError: thirteen"):
+        sweep(["seed=0,13,1", f"hydra.sweep.dir={folder}"], tmp_path / "log")
+    assert "2 finished, 1 failed" in capsys.readouterr().out
+    assert ended(tmp_path / "log") == Counter(["0_seed=0", "2_seed=1"])
+    assert state_of(folder / "1_seed=13") is State.FAILED
+    with pytest.raises(ValueError, match="1 of 3 points failed"):  # which is tried again
+        sweep(["seed=0,13,1", f"hydra.sweep.dir={folder}"], tmp_path / "log")
+    assert (tmp_path / "log").read_text().splitlines().count("begin 1_seed=13") == 2
+    assert ended(tmp_path / "log") == Counter(["0_seed=0", "2_seed=1"])
+
+
+def test_a_failing_sweep_ends_with_an_error_code(tmp_path: Path) -> None:
+    process = start(tmp_path, "seed=13,0")
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 1, said
+    assert "0_seed=13: ValueError: thirteen" in said
+
+
+def test_a_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:
+    sweep(["seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
+    with pytest.raises(
+        ValueError, match=r"sweep holds another sweep: its overrides is .*seed=0,1.* set another hydra.sweep.dir"
+    ):
+        sweep(["seed=0,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (
+            ["optimizer.lr=interval(0,1)"],
+            r"optimizer.lr=interval\(0,1\) has infinitely many values; .* search: sweep=optuna",
+        ),
+        (["loss=glob(nothing*)"], r"loss=glob\(nothing\*\) stands for nothing"),
+    ],
+)
+def test_what_is_no_grid_is_refused(tmp_path: Path, overrides: list[str], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        sweep([*overrides, f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
+    assert not (tmp_path / "sweep").exists()
+
+
+def test_what_is_misspelt_is_said_before_any_point_begins(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="nonsense"):
+        sweep(["seed=0,1", "loss=ce,nonsense", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
+    assert not (tmp_path / "log").exists()
+
+
+@pytest.mark.parametrize("name", ["lr", "architectures", "losses", "augment"])
+def test_ready_made_sweeps_need_their_name_alone(name: str, tmp_path: Path) -> None:
+    scores = sweep([f"sweep={name}", "data=biomedical", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
+    assert len(scores) > 3
+
+
+def test_a_point_is_done_by_one_process(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def outer() -> None:
+        once(tmp_path, lambda: seen.append("inner"))
+        seen.append(state_of(tmp_path).value)
+
+    once(tmp_path, outer)
+    assert seen == ["at work elsewhere"]
+    (tmp_path / "scores.json").write_text("{}")
+    once(tmp_path, lambda: seen.append("again"))
+    assert seen == ["at work elsewhere"]
+
+
+def test_an_error_of_a_former_try_is_forgotten(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError):
+        once(tmp_path, lambda: 1 / 0)
+    assert "ZeroDivisionError" in (tmp_path / ERROR).read_text()
+    once(tmp_path, lambda: None)
+    assert not (tmp_path / ERROR).exists()
+
+
+@pytest.mark.slow
+def test_several_commands_share_a_sweep(tmp_path: Path) -> None:
+    processes = [start(tmp_path, *GRID, "hydra.sweep.dir=shared") for _ in range(3)]
+    for process in processes:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert set(ended(tmp_path / "log").values()) == {1}
+    assert len(ended(tmp_path / "log")) == 12
+
+
+@pytest.mark.slow
+def test_two_sweeps_that_start_at_once_share_nothing(tmp_path: Path) -> None:
+    processes = [start(tmp_path, *GRID) for _ in range(2)]
+    for process in processes:
+        said, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    assert len(list((tmp_path / "runs").glob(f"*/{SWEEP}"))) == 2
+    assert set(ended(tmp_path / "log").values()) == {2}
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_twenty_times_does_each_point_once(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    for _ in range(20):
+        process = start(tmp_path, *GRID, "hydra.sweep.dir=sweep")
+        time.sleep(rng.uniform(0.5, 2.5))
+        process.kill()
+        process.communicate()
+    process = start(tmp_path, *GRID, "hydra.sweep.dir=sweep")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    points = [path for path in (tmp_path / "sweep").iterdir() if path.is_dir()]
+    assert [state_of(point) for point in points] == [State.FINISHED] * 12
+    # One that was killed between its end and its scores is the only one that may end twice; here that takes microseconds.
+    assert len(ended(tmp_path / "log")) == 12
+    assert set(ended(tmp_path / "log").values()) == {1}
+    assert json.loads((tmp_path / "sweep" / SWEEP).read_text())["overrides"] == GRID
