@@ -115,9 +115,3 @@ def test_a_planted_fault_is_found() -> None:
     assert list(faults("labels", node, whole=False)) == ["labels.schema is no argument of segline.labels.Labels"]
     lacking = {fault.split()[2] for fault in faults("labels", node, whole=True) if "lacks" in fault}
     assert lacking == {"scheme", "background", "ignore", "rest", "colors"}
-
-
-def test_overrides_of_any_length_are_one_name_of_a_folder() -> None:
-    name = OmegaConf.create({"text": "data/augment=none," + 300 * "x", "name": "${slug:${text}}"}).name
-    assert "/" not in name
-    assert len(f"999_{name}".encode()) <= 255

@@ -17,7 +17,7 @@ SRC = Path(__file__).parents[1] / "src"
 
 #: From the top down: a module imports its own layer and those below.
 LAYERS = (
-    {"cli", "run", "job", "scoring", "refusals", "comparison"},
+    {"cli", "run", "job", "scoring", "refusals", "comparison", "sweep"},
     {"config"},
     {
         "module",
@@ -57,9 +57,9 @@ LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 
 #: Library -> the parts of segline that may know of it.
 KNOWN_BY = {
-    "hydra": {"config", "refusals", "run"},
+    "hydra": {"config", "refusals", "run", "sweep"},
     "wandb": {"tracking"},
-    "pytorch_lightning": {"averaging", "budget", "job", "module", "callbacks", "tracking", "report", "data"},
+    "pytorch_lightning": {"averaging", "budget", "job", "module", "callbacks", "tracking", "report", "data", "sweep"},
 }
 
 

@@ -2,14 +2,21 @@
 
 import json
 import os
+import socket
 import struct
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from segline.config import compose
 
 TRAIN = Path(__file__).resolve().parents[1] / "src" / "train.py"
 TINY = [
@@ -18,8 +25,8 @@ TINY = [
 ]  # fmt: skip
 
 
-def train(run_dir: Path, *overrides: str) -> str:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+def train(run_dir: Path, *overrides: str, **variables: str) -> str:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")} | variables
     command = [sys.executable, str(TRAIN), *TINY, f"hydra.run.dir={run_dir}", *overrides]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env=environment, stdin=subprocess.DEVNULL
@@ -109,3 +116,89 @@ def test_nothing_of_wandb_is_imported_without_it(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "cases.png").exists()
+
+
+@pytest.mark.slow
+def test_runs_of_a_sweep_are_a_group(tmp_path: Path) -> None:
+    train(tmp_path, "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path}/sweep", "logger=wandb", "trainer.max_epochs=1")
+    folders = sorted((tmp_path / "sweep").glob("?_seed=?"))
+    assert len(folders) == 2
+    started = []
+    for folder in folders:
+        (path,) = (folder / "wandb").glob("offline-run-*/*.wandb")
+        started += [record.run for record in records(path) if record.HasField("run")]
+    assert {run.run_group for run in started} == {"sweep"}
+    assert {run.job_type for run in started} == {"sweep"}
+    assert {run.display_name for run in started} == {"0_seed=0", "1_seed=1"}
+    assert len({run.run_id for run in started}) == 2
+    assert all("dice_ce" in run.tags for run in started)
+
+
+@contextmanager
+def server(behaviour: str) -> Iterator[str]:
+    """Address of a server on this machine that refuses, resets or never answers."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        if behaviour == "refuses":
+            listener.close()
+            yield address
+            return
+        listener.listen()
+        listener.settimeout(0.1)
+        over, kept = threading.Event(), []
+
+        def accept() -> None:
+            while not over.is_set():
+                with suppress(TimeoutError):
+                    connection, _ = listener.accept()
+                    if behaviour == "resets":
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                        connection.close()
+                    else:
+                        kept.append(connection)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        yield address
+        over.set()
+        thread.join()
+        for connection in kept:
+            connection.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("behaviour", ["refuses", "resets", "stalls"])
+def test_a_server_that_does_not_answer_stops_no_training(tmp_path: Path, behaviour: str) -> None:
+    quick = [
+        "logger.wandb.init_timeout=4",
+        "logger.wandb.finish_timeout=4",
+        "trainer.max_epochs=1",
+        "callbacks.pictures=false",
+    ]
+    with server(behaviour) as address:
+        start = time.monotonic()
+        train(tmp_path / "run", "logger=wandb", *quick, WANDB_BASE_URL=address, WANDB_API_KEY="0123456789" * 4)
+        assert time.monotonic() - start < 90
+    logged = [
+        item.key or "/".join(item.nested_key)
+        for path in (tmp_path / "run" / "wandb").glob("*run-*/*.wandb")
+        for record in records(path)
+        if record.HasField("history")
+        for item in record.history.item
+    ]
+    assert "val/iou" in logged
+
+
+def test_a_sweep_of_wandb_composes_what_it_says() -> None:
+    from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_command_args
+
+    sweep = yaml.safe_load((TRAIN.parents[1] / "docs" / "wandb_sweep.yaml").read_text())
+    chosen = {"model": "unet", "optimizer.lr": 0.0003, "trainer.max_epochs": 10}
+    assert chosen.keys() == sweep["parameters"].keys()
+    arguments = create_sweep_command_args({"args": {name: {"value": value} for name, value in chosen.items()}})
+    assert create_sweep_command(sweep["command"])[-1] == "${args_no_hyphens}"
+    config = compose(arguments["args_no_hyphens"])
+    assert config.optimizer.lr == 0.0003
+    assert config.model._target_.endswith("unet.UNet")
+    assert sweep["metric"] == {"name": config.objective, "goal": "maximize"}

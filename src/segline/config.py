@@ -31,8 +31,6 @@ OWN = "own"
 #: Held by the process that writes into a run's folder.
 LOCK = ".lock"
 
-# A name of a folder from overrides: data/augment=none would make two of them, and names end at 255 bytes.
-OmegaConf.register_new_resolver("slug", lambda text: text.replace("/", ".")[:200], replace=True)
 # Null has no length yet: the classes of data=folder are found when the command runs.
 OmegaConf.register_new_resolver("len", lambda value: None if value is None else len(value), replace=True)
 

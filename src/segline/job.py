@@ -34,6 +34,7 @@ from segline.data.datamodule import SegmentationDataModule
 from segline.machine import forget_peak, keep_freed
 from segline.module import SegmentationModule
 from segline.precision import fast_precision, full_name, memory_format
+from segline.sweep.gpus import GPU
 from segline.sweep.points import PRUNED
 
 
@@ -72,10 +73,11 @@ def run(path: Path) -> None:
             with committed(run_dir / CONFIG) as temporary:
                 OmegaConf.save(config, temporary)
         trainer = _build_trainer(config, run_dir, budget, _build_callbacks(config, run_dir, budget, card))
-        if trainer.is_global_zero:
-            report.announce(config, run_dir, data, module, trainer, budget)
-            _forget_peaks()
+        failed = True
         try:
+            if trainer.is_global_zero:
+                report.announce(config, run_dir, data, module, trainer, budget)
+                _forget_peaks()
             trainer.fit(module, data, ckpt_path=run_dir / RESUME if resume else None, weights_only=True)
             if trainer.is_global_zero:
                 report.write_costs(run_dir, module, trainer, budget)
@@ -85,10 +87,11 @@ def run(path: Path) -> None:
                 # All leave together: a process that ends while its peers still talk to it is aborted by gloo's threads.
                 torch.distributed.barrier()
                 torch.distributed.destroy_process_group()
+            failed = False
         finally:
             for logger in trainer.loggers:
                 if hasattr(logger, "finish"):
-                    logger.finish()
+                    logger.finish(failed)
 
 
 def _forget_peaks() -> None:
@@ -208,7 +211,11 @@ def _build_trainer(config: DictConfig, run_dir: Path, budget: Budget, callbacks:
 def _build_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
     """Lightning's loggers as they are configured; a `_partial_` one gets the run's config and folder, too."""
     loggers = [logger for logger in build(config.logger).values() if logger]
-    return [logger(config=config, run_dir=run_dir) if isinstance(logger, partial) else logger for logger in loggers]
+    made = [logger(config=config, run_dir=run_dir) if isinstance(logger, partial) else logger for logger in loggers]
+    for logger in made:
+        if not hasattr(logger, "log_report"):  # Lightning's own
+            logger.log_hyperparams(OmegaConf.to_container(config))
+    return made
 
 
 def _hardware(settings: DictConfig) -> dict[str, Any]:
@@ -224,7 +231,7 @@ def _hardware(settings: DictConfig) -> dict[str, Any]:
         )
     return {
         "accelerator": accelerator,
-        "devices": processes,
+        "devices": [int(os.environ[GPU])] if processes == 1 and GPU in os.environ else processes,
         "strategy": "ddp" if processes > 1 else "auto",
         "precision": fast_precision(accelerator) if precision == "auto" else full_name(precision),
     }

@@ -208,8 +208,9 @@ def write_costs(run_dir: Path, module: SegmentationModule, trainer: pl.Trainer, 
 
 
 def read_scores(run_dir: Path) -> dict[str, float]:
-    """What the best weights of a run reached, by logged name."""
-    scores: dict[str, float] = json.loads((run_dir / "scores.json").read_text())
+    """What the best weights of a run reached, by logged name; empty of a run that has not ended."""
+    path = run_dir / "scores.json"
+    scores: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
     return scores
 
 

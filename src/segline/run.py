@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial, wraps
 from pathlib import Path
 from typing import Any
@@ -77,7 +77,7 @@ def train(config: DictConfig) -> float | None:
         _train(config, run_dir)
     from segline.report import read_scores
 
-    return read_scores(run_dir).get(config.objective)
+    return read_scores(run_dir).get(config.objective)  # nothing of one that was pruned, or is at work elsewhere
 
 
 def _train(config: DictConfig, run_dir: Path, sweep: bool = False) -> None:
@@ -90,14 +90,27 @@ def _train(config: DictConfig, run_dir: Path, sweep: bool = False) -> None:
     # Under a name of its own: the folder's config is another run's until the job holds the folder.
     path = temporary_path(run_dir / CONFIG)
     try:
-        resolved = _resolve(config, {"name": run_dir.name, "choices": chosen, **started})
+        resolved = _resolve(
+            config,
+            {"name": run_dir.name, "choices": chosen, "sweep": run_dir.parent.name if sweep else None, **started},
+        )
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(resolved, path)
-        _start(path, _num_processes(resolved.trainer, sweep), sweep)
+        with _one_gpu(resolved.trainer, sweep):
+            _start(path, _num_processes(resolved.trainer, sweep), sweep)
     finally:
         path.unlink(missing_ok=True)
         if not any(override.startswith(_FOLDERS) for override in hydra_config.overrides.hydra):
             _remove_if_unused(run_dir)
+
+
+def _one_gpu(trainer: DictConfig, sweep: bool) -> AbstractContextManager[None]:
+    """A GPU for this job alone, where jobs of a sweep may run side by side and their number of processes is not said."""
+    if not sweep or trainer.devices != "auto" or trainer.accelerator not in ("auto", "gpu"):
+        return nullcontext()
+    from segline.sweep.gpus import own_gpu
+
+    return own_gpu()
 
 
 def _remove_if_unused(run_dir: Path) -> None:

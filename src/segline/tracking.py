@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import secrets
+import sys
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +32,48 @@ def wandb_run(
     project: str = "segline",
     entity: str | None = None,
     group: str | None = None,
-    job_type: str = "train",
+    job_type: str | None = None,
     tags: list[str] | None = None,
+    init_timeout: float = 30,
+    finish_timeout: float = 60,
 ) -> WandbRun:
-    """A logger whose metrics are drawn against the epoch, with the best value of the objective as the run's summary."""
-    logger = WandbRun(
+    """A logger whose metrics are drawn against the epoch, with the best value of the objective as the run's summary.
+
+    Training neither waits for a server that does not answer nor ends for one: the run then stays on the disk.
+
+    Args:
+        config: Of the run.
+        run_dir: Where the run lies on the disk.
+        project: Where it is shown.
+        entity: Whose project; None: that of the key.
+        group: What it belongs to; None: its sweep.
+        job_type: Likewise; None: `sweep` or `train`.
+        tags: To find it by; None: what was chosen for model, loss and data.
+        init_timeout: Seconds to wait for the server at the start.
+        finish_timeout: Likewise at the end, for what has not been sent yet.
+    """
+    sweep, choices = config.run.get("sweep"), config.run.choices
+    make = partial(
+        WandbRun,
         name=config.run.name,
         save_dir=str(run_dir),
         project=project,
         entity=entity,
-        group=group,
-        job_type=job_type,
-        tags=tags or [],
+        group=group or sweep,
+        job_type=job_type or ("sweep" if sweep else "train"),
+        tags=tags if tags is not None else [choices.model, choices.loss, choices.data],
         id=_identity(run_dir) if os.environ.get("RANK", "0") == "0" else None,  # other processes log nothing
         resume="allow",
-        mode=_mode(),
         config=OmegaConf.to_container(config),
-        settings=wandb.Settings(silent=True, console="off"),
+        settings=wandb.Settings(silent=True, console="off", init_timeout=init_timeout, finish_timeout=finish_timeout),
     )
-    experiment = logger.experiment  # in other processes than the first a stand-in that takes anything
+    logger = make(mode=_mode())
+    try:
+        experiment = logger.experiment  # in other processes than the first a stand-in that takes anything
+    except (wandb.errors.CommError, TimeoutError) as error:
+        print(f"W&B does not answer, so that this run stays offline: {str(error).splitlines()[0]}", file=sys.stderr)
+        logger = make(mode="offline")
+        experiment = logger.experiment
     experiment.define_metric("*", step_metric="epoch")
     experiment.define_metric("loss", step_metric="trainer/global_step")
     experiment.define_metric(
@@ -87,19 +112,19 @@ def _mode() -> Any:
     return os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
 
 
-def _close(run: Any) -> None:
+def _close(run: Any, failed: bool = False) -> None:
     """Close a run; where it is offline, say how to look at it and how to send it."""
     if getattr(run, "offline", False):
         folder = Path(run.dir).parent
         print(f"W&B: offline; look: wandb leet {folder}; send: wandb sync {folder}")
-    wandb.finish()
+    wandb.finish(exit_code=int(failed))
 
 
 def _identity(run_dir: Path) -> str:
-    """The id of the run folder's run, which a resume goes on in."""
+    """The id of the run folder's run, which a resume goes on in; that of the agent where a sweep of W&B's own started it."""
     path = run_dir / _ID
     if not path.exists():
-        path.write_text(secrets.token_hex(4))
+        path.write_text(os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4))
     return path.read_text()
 
 
@@ -118,9 +143,9 @@ class WandbRun(WandbLogger):
         self.experiment.log({**shown, "cases": [_under_masks(case, labels) for case in report.cases]})
 
     @rank_zero_only
-    def finish(self) -> None:
+    def finish(self, failed: bool) -> None:
         """Close the run; where it is offline, say how to look at it and how to send it."""
-        _close(self.experiment)
+        _close(self.experiment, failed)
 
 
 def _is_charted(name: str) -> bool:

@@ -10,6 +10,7 @@ import pytest
 from made_up_sweep import ended, start, sweep
 
 from segline.sweep.folder import SWEEP
+from segline.sweep.grid import point_name
 from segline.sweep.points import ERROR, State, once, state_of
 
 GRID = ["seed=0,1,2", "loss=ce,dice_ce", "optimizer.lr=1e-3,1e-2"]
@@ -98,6 +99,13 @@ def test_what_is_misspelt_is_said_before_any_point_begins(tmp_path: Path) -> Non
 def test_ready_made_sweeps_need_their_name_alone(name: str, tmp_path: Path) -> None:
     scores = sweep([f"sweep={name}", "data=biomedical", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
     assert len(scores) > 3
+
+
+def test_overrides_of_any_length_are_one_name_of_a_folder() -> None:
+    name = point_name(999, 3, ["data/augment=none", f"a={300 * 'ü'}", "data.root='/a/b'"])
+    assert name.startswith("999_augment=none,a=ü")
+    assert "/" not in name
+    assert len(name.encode()) <= 255
 
 
 def test_a_point_is_done_by_one_process(tmp_path: Path) -> None:
