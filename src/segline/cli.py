@@ -46,6 +46,8 @@ def main(command: str | None = None) -> None:
             return compare(arguments)
     os.environ["PYTHONPATH"] = search_path()  # for all that this process starts, Hydra's launchers too
     with explained(command, arguments):
+        if command == "train":
+            arguments = repeated(arguments)
         sweep = bool({"-m", "--multirun"} & set(arguments))
         sys.argv[1:] = [quoted(argument, sweep) for argument in going_on(arguments)]
         if command == "models":
@@ -55,6 +57,30 @@ def main(command: str | None = None) -> None:
         if command in ("eval", "robustness"):
             run.offer_own_data(_given(arguments, "checkpoint"))
         getattr(run, _COMMANDS[command])()
+
+
+def repeated(arguments: Sequence[str]) -> list[str]:
+    """Let folds=5 stand for the sweep over all folds of a cross-validation, and seeds=3 for that over as many seeds.
+
+    Raises:
+        ValueError: No number of them.
+
+    >>> repeated(["model=unet", "seeds=2", "folds=2"])
+    ['-m', 'model=unet', 'seed=0,1', 'data.fold=[0,2],[1,2]']
+    """
+    values = {"seeds=": lambda n: f"seed={','.join(map(str, range(n)))}", "folds=": _folds}
+    swept = []
+    for argument in arguments:
+        key = next((key for key in values if argument.startswith(key)), None)
+        number = argument.partition("=")[2]
+        if key and not (number.isdecimal() and int(number) > 1):
+            raise ValueError(f"{argument}: expected a number of 2 or more, such as {key}5")
+        swept.append(values[key](int(number)) if key else argument)
+    return swept if swept == list(arguments) or {"-m", "--multirun"} & set(arguments) else ["-m", *swept]
+
+
+def _folds(number: int) -> str:
+    return f"data.fold={','.join(f'[{fold},{number}]' for fold in range(number))}"
 
 
 def _given(arguments: Sequence[str], key: str) -> str | None:

@@ -168,7 +168,7 @@ def _open_data(config: DictConfig, name: str, card: Card, path: Path) -> Segment
         if not node.labels.get("classes"):  # of data=folder, where nothing else is said
             node.labels = {"_target_": "segline.labels.Labels", **card.labels}
         if config.split == "all":
-            node.val = node.test = 0.0
+            node.val, node.test, node.fold = 0.0, 0.0, None
         if name != OWN and node.blocks is None:
             # A lone file is cut in blocks to be trained on; it is predicted as a whole, and so it is measured.
             node.blocks = 0

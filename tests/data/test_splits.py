@@ -101,6 +101,45 @@ def test_a_part_that_the_official_split_lacks_is_cut_from_its_training_part() ->
     assert all(one.split == "train" for one in parts["val"] + parts["train"])
 
 
+@pytest.mark.parametrize(("groups", "folds"), [(6, 5), (23, 5), (200, 3)])
+def test_each_group_is_tested_by_one_fold(groups: int, folds: int) -> None:
+    cases = [case(f"g{g}_{n}", f"g{g}") for g in range(groups) for n in range(2)]
+    tested = []
+    for fold in range(folds):
+        parts = split_cases(cases, 0.2, 0.3, fold=[fold, folds])
+        where = {split: {one.group for one in part} for split, part in parts.items()}
+        assert sum(len(part) for part in parts.values()) == len(cases)
+        assert sum(len(found) for found in where.values()) == groups
+        assert where["val"]
+        assert where["train"]
+        tested.append(where["test"])
+    assert sorted(len(found) for found in tested) == sorted(len(range(fold, groups, folds)) for fold in range(folds))
+    assert set().union(*tested) == {one.group for one in cases}
+
+
+def test_an_official_test_part_is_left_out_of_folds() -> None:
+    cases = [*named("abcdefgh"), case("x", split="test")]
+    official = [replace(one, split=one.split or "train") for one in cases]
+    parts = split_cases(official, 0.2, 0.0, fold=[0, 2])
+    assert "x" not in places(parts)
+    assert len(parts["test"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("fold", "said"),
+    [
+        ([5, 5], "data.fold is .5, 5.; expected which fold, from 0, and how many there are, such as .0,5."),
+        ([-1, 5], "data.fold is"),
+        ([0, 1], "data.fold is"),
+        ([0], "data.fold is"),
+        ([0, 8], "8 folds need more groups than the 8 there are"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(fold: list[int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        split_cases(named("abcdefgh"), 0.2, 0.0, fold=fold)
+
+
 @pytest.mark.parametrize(("val", "test"), [(-0.1, 0.0), (0.5, 0.5), (1.0, 0.0)])
 def test_shares_that_leave_nothing_are_refused(val: float, test: float) -> None:
     with pytest.raises(ValueError, match=r"data.val is .* and data.test"):

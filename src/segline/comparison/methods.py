@@ -25,7 +25,7 @@ _IRRELEVANT = (
 #: Arguments of a network that the data decide.
 _FOLLOWING = (".in_channels", ".num_classes", ".spatial_dims")
 #: Settings by which runs of one method differ.
-SEEDS = ("seed", "data.seed")
+SEEDS = ("seed", "data.seed", "data.fold")
 #: Groups whose choices name themselves.
 _KNOWN = ("data", "model", "loss")
 

@@ -43,6 +43,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         group: Field or expression that finds a case's group, or the length of runs of neighbours; None: each case by itself.
         val: Share of the groups for validation, where there is no official split.
         test: Share of the groups for the test.
+        fold: Of a cross-validation, which fold is the test part and how many there are; None: none.
         blocks: Cut each raster into blocks of this size and split those; None: whole files.
         bands: Bands to use, counted from 1; None: all.
         spacing_mm: Spacing that volumes are resampled to, `(D, H, W)`; None: the files' own.
@@ -77,6 +78,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         group: Group = None,
         val: float = 0.2,
         test: float = 0.0,
+        fold: Sequence[int] | None = None,
         blocks: int | None = None,
         bands: Sequence[int] | None = None,
         spacing_mm: Sequence[float] | None = None,
@@ -95,7 +97,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         self.root, self.images, self.masks, self.table, self.origin = root, images, masks, table, origin
         self.labels, self.in_channels, self.spatial_dims = labels, in_channels, spatial_dims
         self.window, self.tile, self.margin = list(window), list(tile or window), list(margin)
-        self.group, self.val, self.test, self.blocks = group, val, test, blocks
+        self.group, self.val, self.test, self.fold, self.blocks = group, val, test, fold, blocks
         self.bands, self.spacing_mm, self.burn = bands, spacing_mm, burn
         self.normalize, self.foreground, self.augment, self.seed = Normalize(normalize), foreground, augment, seed
         self.weight_map = weight_map
@@ -156,7 +158,7 @@ class SegmentationDataModule(pl.LightningDataModule):
             raise ValueError(
                 f"{listed}\nnothing is left to train on; are data.labels.ignore and the files' no-data values right?"
             )
-        self.cases = split_cases(used, self.val, self.test, needed)
+        self.cases = split_cases(used, self.val, self.test, needed, self.fold)
         if self.cases["train"]:
             self._check_classes()
         if self.normalize.scope == "dataset" and self.normalize.mean is None:

@@ -15,20 +15,26 @@ _FEW = 50
 
 
 def split_cases(
-    cases: Sequence[Case], val: float, test: float, needed: Sequence[str] = ("train", "val")
+    cases: Sequence[Case],
+    val: float,
+    test: float,
+    needed: Sequence[str] = ("train", "val"),
+    fold: Sequence[int] | None = None,
 ) -> dict[str, list[Case]]:
     """Assign cases to parts by the hash of their groups' names, so that new cases don't move old ones.
 
-    Official splits stand. A part that they lack is cut from the official training part, if a share of it is asked for.
+    Official splits stand. A part that they lack is cut from the official training part, if a share of it is asked for. In a
+    cross-validation the groups of a fold are the test part, and an official one is left out.
 
     Args:
         cases: All cases.
         val: Share of the groups for validation.
         test: Share of the groups for the test.
         needed: Parts that must not be empty, those of training by default; that of validation may be if its share is 0.
+        fold: Which fold is tested, from 0, and how many there are; None: no cross-validation.
 
     Raises:
-        ValueError: Shares that leave nothing to train on, or a part that is needed is empty.
+        ValueError: Shares that leave nothing to train on, a part that is needed is empty, or a fold that does not exist.
     """
     if val < 0 or test < 0 or val + test >= 1:
         raise ValueError(
@@ -39,6 +45,10 @@ def split_cases(
     if any(parts.values()) and not free:  # an official split, perhaps without a validation part
         free, parts["train"] = parts["train"], []
         val, test = (0.0 if parts["val"] else val), (0.0 if parts["test"] else test)
+    if fold is not None:
+        held = _fold({case.group for case in free}, fold)
+        parts["test"] = [case for case in free if case.group in held]
+        free, test = [case for case in free if case.group not in held], 0.0
     chosen = _assign(sorted({case.group for case in free}), val, test)
     for case in free:
         parts[chosen[case.group]].append(case)
@@ -50,6 +60,20 @@ def split_cases(
                 "data.blocks to cut rasters, or other shares data.val and data.test"
             )
     return parts
+
+
+def _fold(groups: set[str], fold: Sequence[int]) -> set[str]:
+    """The groups of one of several folds of about equal size."""
+    number, count = fold if len(fold) == 2 else (-1, 0)
+    if not 0 <= number < count or count < 2:
+        raise ValueError(
+            f"data.fold is {list(fold)}; expected which fold, from 0, and how many there are, such as [0,5] to [4,5]"
+        )
+    if len(groups) <= count:
+        raise ValueError(
+            f"{count} folds need more groups than the {len(groups)} there are; set fewer folds, or data.group to cut finer"
+        )
+    return set(sorted(groups, key=_hash)[number::count])
 
 
 def _assign(groups: list[str], val: float, test: float) -> dict[str, str]:

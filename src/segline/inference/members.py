@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,15 +12,18 @@ from segline.inference.ensemble import Member
 
 #: Ending of an exported network.
 ONNX = ".onnx"
+#: In a folder that stands for several runs, such as those of all folds: where they lie.
+MEMBERS = "members.json"
 
 
 def locate_all(checkpoints: str | Sequence[str]) -> list[Path]:
-    """The files of one or several checkpoints: runs stand for their best.
+    """The files of one or several checkpoints: runs stand for their best, and the folder of an ensemble for its members.
 
     Raises:
         ValueError: None is named, or one is not there.
     """
-    paths = [locate(one) for one in ([checkpoints] if isinstance(checkpoints, str) else checkpoints)]
+    named = [checkpoints] if isinstance(checkpoints, str) else checkpoints
+    paths = [locate(one) for place in named for one in _members(Path(place).expanduser())]
     if not paths:
         raise ValueError("checkpoint names nothing; expected a run folder, a file, or a list of them")
     for path in paths:
@@ -28,6 +32,15 @@ def locate_all(checkpoints: str | Sequence[str]) -> list[Path]:
                 f"there is no checkpoint {path}; expected a run folder of src/train.py, a .ckpt file in one, or an .onnx file"
             )
     return paths
+
+
+def _members(place: Path) -> list[Path]:
+    """The runs that a folder stands for, beside it; most stand for themselves."""
+    file = place / MEMBERS
+    if not file.is_file():
+        return [place]
+    names = json.loads(file.read_text())["members"]
+    return [place.parent / Path(name).name for name in names]
 
 
 def read_card(path: Path) -> Card:

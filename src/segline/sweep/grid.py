@@ -44,11 +44,15 @@ def point_name(number: int, digits: int, overrides: Sequence[str]) -> str:
     >>> point_name(3, 2, ["data/augment=none", "model.channels=[8,16]", "optimizer.lr=0.0012520653814999472"])
     '03_augment=none,channels=[8,16],lr=0.001252'
     """
+    # A name ends at 255 bytes.
+    return f"{number:0{digits}d}_{slug(overrides)}".encode()[:200].decode(errors="ignore").rstrip("_")
+
+
+def slug(overrides: Sequence[str]) -> str:
+    """Overrides in signs that a folder's name may have, with the last part of each key."""
     pairs = (override.partition("=") for override in overrides)
     short = [f"{key.replace('/', '.').rsplit('.', 1)[-1]}={_short(value)}" for key, _, value in pairs]
-    text = ",".join(short).replace("/", ".").replace("'", "").replace('"', "")
-    # A name ends at 255 bytes.
-    return f"{number:0{digits}d}_{text}".encode()[:200].decode(errors="ignore").rstrip("_")
+    return ",".join(short).replace("/", ".").replace("'", "").replace('"', "")
 
 
 def _short(value: str) -> str:

@@ -16,6 +16,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, open_dict, read_write
 
+from segline.sweep.ensembles import write_ensembles
 from segline.sweep.folder import sweep_folder
 from segline.sweep.grid import grid
 from segline.sweep.points import ERROR, SCORES, Point, State, state_of
@@ -67,7 +68,9 @@ class Sweep:
             while todo := [p for p in points if _is_due(state_of(folder / p.name), starts[p.name])]:
                 self.launch(folder, todo, points.index(todo[0]))
                 starts.update(point.name for point in todo)
-            return self.report(folder, points)
+            ensembles = write_ensembles(folder, points)
+            said = [f"ensemble  {one} (checkpoint= of predict.py and eval.py)" for one in ensembles]
+            return self.report(folder, points, "\n".join(said))
 
     def run_search(self, settings: Mapping[str, Any]) -> list[float | None]:
         """Train what Optuna suggests; the objective of each trial.

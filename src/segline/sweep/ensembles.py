@@ -1,0 +1,61 @@
+"""Folds and seeds of one setting, gathered: their cases in one table, and a folder that stands for all of their networks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from segline import tables
+from segline.inference.members import MEMBERS
+from segline.sweep.points import SCORES, Point
+
+#: Overrides by which members of one ensemble differ.
+_REPEATED = ("seed", "data.fold")
+
+
+def write_ensembles(folder: Path, points: Sequence[Point]) -> list[Path]:
+    """Leave a folder for each setting that was trained on several folds or with several seeds; those folders.
+
+    Each names its members, for `predict` and `eval`; of folds, which test each case once, `cases.parquet` has the cases of all.
+
+    Args:
+        folder: Of the sweep.
+        points: Of it; those that have not ended are left out.
+    """
+    alike: dict[tuple[str, ...], list[Point]] = {}
+    for point in points:
+        if (folder / point.name / SCORES).exists():
+            settings = tuple(override for override in point.overrides if override.partition("=")[0] not in _REPEATED)
+            alike.setdefault(settings, []).append(point)
+    made = []
+    for settings, members in alike.items():
+        if len(members) < 2:
+            continue
+        made.append(folder / _name(settings, list(alike)))
+        made[-1].mkdir(exist_ok=True)
+        tables.write_json(made[-1] / MEMBERS, {"members": [f"../{point.name}" for point in members]})
+        if rows := list(_out_of_fold(folder, members)):
+            tables.write_cases(made[-1] / "cases.parquet", rows)
+    return made
+
+
+def _name(settings: tuple[str, ...], all_settings: Sequence[tuple[str, ...]]) -> str:
+    """`ensemble`, and what is special of it where there are several."""
+    from segline.sweep.grid import slug
+
+    special = [one for one in settings if not all(one in others for others in all_settings)]
+    return "_".join(["ensemble", *([slug(special)] if special else [])])
+
+
+def _out_of_fold(folder: Path, members: Sequence[Point]) -> Iterator[dict[str, Any]]:
+    """Rows of the test parts of folds, each with its fold."""
+    import pyarrow.parquet as pq
+
+    for point in members:
+        fold = next((o.partition("=")[2] for o in point.overrides if o.startswith("data.fold=")), None)
+        if fold is not None:
+            for row in pq.read_table(
+                folder / point.name / "cases.parquet", filters=[("split", "=", "test")]
+            ).to_pylist():
+                yield {**row, "run": point.name, "fold": int(fold.strip("[]").split(",")[0])}

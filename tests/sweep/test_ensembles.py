@@ -1,0 +1,54 @@
+"""Folds and seeds gathered, of made-up runs."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from made_up_runs import write_run
+
+from segline.inference.members import locate_all
+from segline.sweep.ensembles import write_ensembles
+from segline.sweep.points import Point
+
+
+def folds(folder: Path, model: str, count: int) -> list[Point]:
+    """Runs of all folds but the last, which has not ended."""
+    points = [Point(f"{model}_{k}", (f"model={model}", f"data.fold=[{k},{count}]", "seed=0")) for k in range(count)]
+    for k, point in enumerate(points):
+        write_run(folder / point.name, {"cell": [0.1 * k, 0.2]}, split="test", finished=k < count - 1)
+        (folder / point.name / "best.ckpt").touch()
+    return points
+
+
+def test_folds_of_each_setting_are_one_ensemble(tmp_path: Path) -> None:
+    points = [*folds(tmp_path, "unet", 4), *folds(tmp_path, "fcn", 3)]
+    made = write_ensembles(tmp_path, points)
+    assert [folder.name for folder in made] == ["ensemble_model=unet", "ensemble_model=fcn"]
+    assert locate_all(str(made[0])) == [tmp_path / f"unet_{k}" / "best.ckpt" for k in range(3)]
+    rows = pq.read_table(made[0] / "cases.parquet").to_pylist()
+    assert [(row["fold"], row["run"], row["dice/cell"]) for row in rows] == [
+        (fold, f"unet_{fold}", value) for fold in range(3) for value in (pytest.approx(0.1 * fold), 0.2)
+    ]
+
+
+def test_seeds_are_an_ensemble_without_a_table_of_their_own(tmp_path: Path) -> None:
+    points = [Point(f"{seed}", (f"seed={seed}",)) for seed in range(2)]
+    for point in points:
+        write_run(tmp_path / point.name, {"cell": [0.5]})
+    (folder,) = write_ensembles(tmp_path, points)
+    assert folder.name == "ensemble"
+    assert [path.name for path in folder.iterdir()] == ["members.json"]
+
+
+def test_a_grid_without_repeats_has_none(tmp_path: Path) -> None:
+    points = [Point(loss, (f"loss={loss}", "seed=0")) for loss in ("ce", "dice")]
+    for point in points:
+        write_run(tmp_path / point.name, {"cell": [0.5]})
+    assert write_ensembles(tmp_path, points) == []
+
+
+def test_an_ensemble_names_no_files_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "ensemble").mkdir()
+    (tmp_path / "ensemble" / "members.json").write_text('{"members": ["/etc/passwd", "../../x"]}')
+    with pytest.raises(ValueError, match=f"there is no checkpoint {tmp_path}/passwd"):
+        locate_all(str(tmp_path / "ensemble"))
