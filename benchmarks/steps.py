@@ -94,7 +94,9 @@ def main() -> None:
     for data in ("satellite", "biomedical3d"):
         fixed = ["trainer=cpu", "logger=none", f"data.steps_per_epoch={WARMUP + STEPS + 1}", "trainer.max_epochs=1"]
         composed = OmegaConf.to_container(compose([f"data={data}", *fixed, *sys.argv[1:]]), resolve=True)
-        config = OmegaConf.create({"run": {"name": "steps", "data": data, "model": "", "loss": ""}, **composed})  # type: ignore[dict-item]
+        config = OmegaConf.create(
+            {"run": {"name": "steps", "choices": {"data": data, "model": "", "loss": ""}}, **composed}
+        )  # type: ignore[dict-item]
         layout = config.trainer.channels_last
         ours, plain = best((through_the_pipeline(config), bare(config, low, layout)) for _ in range(ROUNDS))
         slow, fast = best((bare(config, False, False), bare(config, True, True)) for _ in range(2))

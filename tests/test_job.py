@@ -51,7 +51,7 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def run(run_dir: Path, root: Path, *overrides: str) -> dict[str, Any]:
     config = OmegaConf.to_container(compose([*TINY, f"data.root={root}", *overrides]), resolve=True)
     run_dir.mkdir(exist_ok=True)
-    names = {"name": run_dir.name, "data": "biomedical", "model": "unet", "loss": "dice_ce"}
+    names = {"name": run_dir.name, "choices": {"data": "biomedical", "model": "unet", "loss": "dice_ce"}}
     OmegaConf.save(OmegaConf.create({"run": names, **config}), run_dir / "config.yaml")  # type: ignore[dict-item]
     job.run(run_dir / "config.yaml")
     return read(run_dir / RESUME)
@@ -66,6 +66,22 @@ def test_a_budget_in_steps_ends_there_and_the_schedule_with_it(
     schedule = Cosine(floor=0.0, warmup=0.25)
     assert rates == pytest.approx([0.5 * schedule.factor(step / 6) for step in range(6)])
     assert [row["step"] for row in tables.read_rows(tmp_path / "run" / "metrics.csv")] == [4, 6]
+
+
+@pytest.mark.slow
+def test_a_rate_that_is_meant_for_another_batch_is_scaled_on_request(
+    tmp_path: Path, few_scenes: Path, rates: list[float]
+) -> None:
+    budget = [
+        "trainer.max_steps=1",
+        "data.batch_size=2",
+        "trainer.accumulate_grad_batches=2",
+        "scheduler=constant",
+        "scheduler.warmup=0",
+    ]
+    run(tmp_path / "a", few_scenes, *budget, "optimizer.lr=0.01")
+    run(tmp_path / "b", few_scenes, *budget, "optimizer.lr=0.01", "lr_batch_size=16")
+    assert set(rates) == {0.01, pytest.approx(0.0025)}
 
 
 @pytest.mark.slow

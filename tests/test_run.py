@@ -81,7 +81,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     first, second = states(one), states(other)
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
-    assert tables.read_rows(one / "metrics.csv") == tables.read_rows(other / "metrics.csv")
+    first_rows, second_rows = (tables.read_rows(run / "metrics.csv") for run in (one, other))
+    assert [{**row, "seconds": 0} for row in first_rows] == [{**row, "seconds": 0} for row in second_rows]
     assert json.loads((one / "scores.json").read_text()) == json.loads((other / "scores.json").read_text())
 
 
@@ -165,8 +166,36 @@ def test_two_processes_measure_what_one_does_to_the_last_integer(tmp_path: Path)
 
 
 @pytest.mark.slow
+def test_two_processes_train_as_one_does_with_the_same_windows_a_step(tmp_path: Path) -> None:
+    """For a network without batch statistics: the windows of a step, and so its loss and gradient, are the same."""
+    common = [*SATELLITE, "data.batch_size=4", "trainer.max_epochs=2", "trainer.precision=32", "model.norm=none"]
+    common += ["callbacks.pictures=false", "loss=ce"]
+    train(tmp_path / "one", *common)
+    done = train(tmp_path / "two", *common, *TWO)
+    assert "2 x cpu, 2 windows of a step each" in done.stdout
+    one, two = (tables.read_rows(tmp_path / name / "metrics.csv") for name in ("one", "two"))
+    assert [row["train/loss"] for row in two] == pytest.approx([row["train/loss"] for row in one], rel=1e-4)
+    first, second = states(tmp_path / "one"), states(tmp_path / "two")
+    for name, weights in first.items():
+        torch.testing.assert_close(second[name], weights, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_windows_that_processes_cannot_share_are_refused(tmp_path: Path) -> None:
+    overrides = [*SATELLITE, *TWO, "data.batch_size=3", "trainer.max_epochs=1"]
+    done = subprocess.run(command(tmp_path / "run", *overrides), capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    said = "data.batch_size is 3, windows a step of all processes together, which 2 cannot share equally; set data.batch_size=2 or 4"
+    assert said in done.stderr
+
+
+@pytest.mark.slow
 def test_two_processes_do_not_wait_for_gradients_that_never_come(tmp_path: Path) -> None:
-    network = ["model=smp", "model.architecture=pspnet"]  # has only the first stages of its encoder answer
+    network = [
+        "model=smp",
+        "model.architecture=pspnet",
+        "data.batch_size=4",
+    ]  # has only the first stages of its encoder answer
     overrides = [*SATELLITE, *TWO, *network, "trainer.max_epochs=2", "callbacks.pictures=false"]
     words = [word for word in command(tmp_path / "run", *overrides) if word != "model.channels=[4,8]"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)

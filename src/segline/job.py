@@ -151,10 +151,18 @@ def _build_module(config: DictConfig, data: SegmentationDataModule) -> Segmentat
         loss,
         data.labels,
         cases={split: [case.name for case in cases] for split, cases in data.cases.items()},
-        optimizer=build(config.optimizer),
+        optimizer=_build_optimizer(config),
         **build(config.metrics),
         channels_last=channels_last,
     )
+
+
+def _build_optimizer(config: DictConfig) -> Any:
+    """The optimizer, with a rate in proportion to the windows a step where that is asked for (Goyal et al. 2017)."""
+    if config.lr_batch_size is None:
+        return build(config.optimizer)
+    windows = config.data.batch_size * config.trainer.accumulate_grad_batches
+    return build(config.optimizer, lr=config.optimizer.lr * windows / config.lr_batch_size)
 
 
 def _check_objective(objective: str, module: SegmentationModule) -> None:

@@ -41,7 +41,11 @@ def announce(
     """Say what the run will do, and keep what it runs on in `environment.json` and what it sees in `augmented.png`."""
     weights = sum(p.numel() for p in module.network.parameters())
     layout = ", channels last" if module.channels_last else ""
-    devices = f"{trainer.num_devices} x {trainer.strategy.root_device.type}"
+    devices = f"{trainer.world_size} x {trainer.strategy.root_device.type}"
+    if trainer.world_size > 1:
+        devices += f", {data.batch_size // trainer.world_size} windows of a step each"
+    if trainer.accumulate_grad_batches > 1:
+        devices += f", {trainer.accumulate_grad_batches} times {data.batch_size} windows before the weights change"
     end = budget.end()
     lines = [
         f"run       {run_dir}",

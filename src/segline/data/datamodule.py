@@ -50,7 +50,7 @@ class SegmentationDataModule(pl.LightningDataModule):
         burn: What polygons burn, for vector masks: an id, an attribute, or {attribute: {value: id}}.
         normalize: `dataset` or `case`: whose mean and deviation.
         foreground: Share of training windows that are laid over a class drawn evenly.
-        batch_size: Windows a step and process.
+        batch_size: Windows a step, of all processes together.
         steps_per_epoch: Batches between two validations.
         augment: What is done to training windows; None for nothing.
         weight_map: Gives each pixel of a training window its weight in the loss, which balances the classes, too; None: all weigh 1.
@@ -297,10 +297,10 @@ class SegmentationDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         """Batches of random windows."""
-        rank, processes = _place(self.trainer)
-        sampler = WindowSampler(self.steps_per_epoch, self.batch_size, rank, processes)
+        rank, processes, own = self._share()
+        sampler = WindowSampler(self.steps_per_epoch, own, rank, processes)
         sampler.go_on(*self._progress)
-        return make_loader(self.train_dataset(), sampler, self.batch_size, self.num_workers)
+        return make_loader(self.train_dataset(), sampler, own, self.num_workers)
 
     def val_dataloader(self) -> Loader:
         """Tiles of the validation part."""
@@ -311,13 +311,17 @@ class SegmentationDataModule(pl.LightningDataModule):
         return self._tiles("test")
 
     def _tiles(self, split: str) -> Loader:
-        rank, processes = _place(self.trainer)
+        rank, processes, own = self._share()
         dataset = TileWindows(self.reader(split), self.tile, self.margin)
-        return make_loader(
-            dataset, EqualSampler(len(dataset), self.batch_size, rank, processes), self.batch_size, self.num_workers
-        )
+        return make_loader(dataset, EqualSampler(len(dataset), own, rank, processes), own, self.num_workers)
 
-
-def _place(trainer: pl.Trainer | None) -> tuple[int, int]:
-    """This process's number and how many there are."""
-    return (trainer.global_rank, trainer.world_size) if trainer is not None else (0, 1)
+    def _share(self) -> tuple[int, int, int]:
+        """This process's number, how many there are, and its windows of a step: the step is the same whatever their number is."""
+        rank, processes = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        if self.batch_size % processes:
+            fitting = processes * max(1, self.batch_size // processes)
+            raise ValueError(
+                f"data.batch_size is {self.batch_size}, windows a step of all processes together, which {processes} cannot share "
+                f"equally; set data.batch_size={fitting} or {fitting + processes}"
+            )
+        return rank, processes, self.batch_size // processes
