@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -201,6 +202,25 @@ def test_two_processes_do_not_wait_for_gradients_that_never_come(tmp_path: Path)
     done = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert [row["epoch"] for row in tables.read_rows(tmp_path / "run" / "metrics.csv")] == [0, 1]
+
+
+@pytest.mark.slow
+def test_two_nodes_are_one_training(tmp_path: Path) -> None:
+    """Two of torch's launchers with a process each, as on two machines."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d"]
+    launcher += ["--rdzv-endpoint", f"127.0.0.1:{port}", "--local-addr", "127.0.0.1"]
+    words = [*command(tmp_path / "run", *SATELLITE, "trainer.max_epochs=1", "callbacks.pictures=false")]
+    nodes = [
+        subprocess.Popen([words[0], *launcher, *words[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    said = [node.communicate(timeout=200)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0], said
+    assert "2 x cpu, 1 windows of a step each" in "".join(said)
+    assert (tmp_path / "run" / "scores.json").exists()
 
 
 @pytest.mark.slow

@@ -228,7 +228,7 @@ def _build_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
 
 def _hardware(settings: DictConfig) -> dict[str, Any]:
     """What runs where, with each `auto` decided."""
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    processes, here = (int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"))
     accelerator, precision = settings.accelerator, str(settings.precision)
     if accelerator == "auto":
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
@@ -239,7 +239,8 @@ def _hardware(settings: DictConfig) -> dict[str, Any]:
         )
     return {
         "accelerator": accelerator,
-        "devices": [int(os.environ[GPU])] if processes == 1 and GPU in os.environ else processes,
+        "devices": [int(os.environ[GPU])] if processes == 1 and GPU in os.environ else here,
+        "num_nodes": processes // here,
         "strategy": "ddp" if processes > 1 else "auto",
         "precision": fast_precision(accelerator) if precision == "auto" else full_name(precision),
     }

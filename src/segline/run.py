@@ -23,6 +23,8 @@ from segline.refusals import Stopped
 
 __all__ = ["compare_models", "evaluate", "explain", "export", "offer_own_data", "predict", "robustness", "train"]
 
+#: Set where torch's launcher has started this command itself, as on several nodes.
+_LAUNCHED = "TORCHELASTIC_RUN_ID"
 #: After SIGTERM the launcher would kill after 30 seconds, which the running validation and the saving may take longer than.
 _MOST_SECONDS_TO_SAVE = 3600
 #: Keys of the configs of predict and eval that say how trained networks are asked.
@@ -83,6 +85,11 @@ def train(config: DictConfig) -> float | None:
 def _train(config: DictConfig, run_dir: Path, sweep: bool = False) -> None:
     """Resolve the config, and train in as many processes as it asks for."""
     hydra_config = HydraConfig.get()
+    chosen_folder = any(override.startswith(_FOLDERS) for override in hydra_config.overrides.hydra)
+    if _LAUNCHED in os.environ and not chosen_folder:
+        raise ValueError(
+            "several processes need one folder: set hydra.run.dir=runs/NAME, and resume=auto to go on there"
+        )
     choices = hydra_config.runtime.choices
     chosen = {group: choice for group, choice in choices.items() if not group.startswith("hydra/") and "@" not in group}
     own = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
@@ -100,7 +107,7 @@ def _train(config: DictConfig, run_dir: Path, sweep: bool = False) -> None:
             _start(path, _num_processes(resolved.trainer, sweep), sweep)
     finally:
         path.unlink(missing_ok=True)
-        if not any(override.startswith(_FOLDERS) for override in hydra_config.overrides.hydra):
+        if not chosen_folder:
             _remove_if_unused(run_dir)
 
 
@@ -123,7 +130,7 @@ def _remove_if_unused(run_dir: Path) -> None:
 
 def _start(path: Path, processes: int, sweep: bool) -> None:
     """Run the job in this process, or in several of torch's launcher; of a sweep others shall follow one that fails."""
-    if processes == 1:
+    if processes == 1 or _LAUNCHED in os.environ:
         from segline import job
 
         job.run(path)
