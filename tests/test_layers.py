@@ -157,7 +157,7 @@ def test_what_is_imported_is_declared_and_the_other_way_round() -> None:
     names = {name for file in SRC.rglob("*.py") for name in imported(file.read_text())}
     for file in (SRC.parent / "conf").rglob("*.yaml"):
         names |= set(re.findall(r"_target_: (\w+)\.", file.read_text()))
-    libraries = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"segline"}
+    libraries = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"segline", "hydra_plugins"}
     made_by = packages_distributions()
     used_by_torch = {"onnxscript"}  # its export to ONNX imports it
     found = {made_by[library][0].lower().replace("_", "-") for library in libraries}

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -202,3 +203,41 @@ def test_a_sweep_of_wandb_composes_what_it_says() -> None:
     assert config.optimizer.lr == 0.0003
     assert config.model._target_.endswith("unet.UNet")
     assert sweep["metric"] == {"name": config.objective, "goal": "maximize"}
+
+
+PLANTED = {
+    name: f"planted-{number}-5fa1b2c3d4"
+    for number, name in enumerate(
+        ("AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "GITHUB_TOKEN", "MLFLOW_TRACKING_PASSWORD", "COMET_API_KEY")
+    )
+} | {"WANDB_API_KEY": "5e" * 20}
+
+
+@pytest.mark.slow
+def test_no_key_of_the_environment_is_in_what_a_run_leaves(tmp_path: Path) -> None:
+    said = train(
+        tmp_path / "run", "logger=[wandb,tensorboard,csv]", "trainer.max_epochs=1", WANDB_MODE="offline", **PLANTED
+    )
+    files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    assert any("tfevents" in path.name for path in files)
+    assert any(path.suffix == ".wandb" for path in files)
+    assert (tmp_path / "run" / "csv" / "metrics.csv").exists()
+    for path in files:
+        content = path.read_bytes()
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                content += b"".join(archive.read(name) for name in archive.namelist())
+        for name, key in PLANTED.items():
+            assert key.encode() not in content, f"{name} is in {path}"
+    assert not any(key in said for key in PLANTED.values())
+
+
+@pytest.mark.slow
+def test_a_password_in_an_address_reaches_no_config(tmp_path: Path) -> None:
+    command = [sys.executable, str(TRAIN), *TINY, f"hydra.run.dir={tmp_path}/run", "logger=mlflow"]
+    command.append("logger.mlflow.tracking_uri='http://me:planted-secret@127.0.0.1:1/'")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "logger.mlflow.tracking_uri holds a password" in done.stderr
+    assert "planted-secret" not in done.stderr
+    assert not list((tmp_path / "run").rglob("config.yaml"))

@@ -50,5 +50,6 @@ class OptunaSweeper(_SeglineSweeper):
     def sweep(self, arguments: Sequence[str]) -> Any:
         """Train trial after trial."""
         from segline.sweep.run import Sweep
+        from segline.sweep.search import Search
 
-        return Sweep(*self.started, self.params, arguments).run_search(self.search)
+        return Search(Sweep(*self.started, self.params, arguments), **self.search).run()

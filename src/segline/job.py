@@ -218,8 +218,12 @@ def _build_trainer(config: DictConfig, run_dir: Path, budget: Budget, callbacks:
 
 def _build_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
     """Lightning's loggers as they are configured; a `_partial_` one gets the run's config and folder, too."""
-    loggers = [logger for logger in build(config.logger).values() if logger]
-    made = [logger(config=config, run_dir=run_dir) if isinstance(logger, partial) else logger for logger in loggers]
+    made = []
+    for node in config.logger.values():
+        if node is not None:
+            own = {"save_dir": str(run_dir)} if "save_dir" in node and node.save_dir is None else {}
+            logger = build(node, **own)
+            made.append(logger(config=config, run_dir=run_dir) if isinstance(logger, partial) else logger)
     for logger in made:
         if not hasattr(logger, "log_report"):  # Lightning's own
             logger.log_hyperparams(OmegaConf.to_container(config))

@@ -24,6 +24,7 @@ from segline.data.describe import describe
 from segline.examples import by_tiles, examples
 from segline.machine import peak
 from segline.module import SegmentationModule
+from segline.words import without_passwords
 
 #: Picture of the first training samples.
 AUGMENTED = "augmented.png"
@@ -94,7 +95,7 @@ def environment() -> dict[str, Any]:
         "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "command": sys.argv,
+        "command": [without_passwords(word) for word in sys.argv],
         "git": _git_state(),
     }
 

@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from segline.commit import temporary_path
 from segline.config import CONF_DIR, CONFIG, LOCK, as_list, networks, offer_own_data
 from segline.refusals import Stopped
+from segline.words import has_password
 
 __all__ = ["compare_models", "evaluate", "explain", "export", "offer_own_data", "predict", "robustness", "train"]
 
@@ -278,7 +279,21 @@ def _resolve(config: DictConfig, run: dict[str, Any]) -> DictConfig:
     from segline.data.folder import discover
 
     config.data = discover(config.data)
-    return OmegaConf.create({"run": run, **_plain(config)})
+    resolved = {"run": run, **_plain(config)}
+    _refuse_passwords(resolved)
+    return OmegaConf.create(resolved)
+
+
+def _refuse_passwords(config: Any, key: str = "") -> None:
+    """A run's config lies in its folder, in its checkpoints and in trackers: no place for a password."""
+    if isinstance(config, dict | list):
+        for name, value in config.items() if isinstance(config, dict) else enumerate(config):
+            _refuse_passwords(value, f"{key}.{name}".strip("."))
+    elif isinstance(config, str) and has_password(config):
+        raise ValueError(
+            f"{key} holds a password, which a run's folder would keep; give it by the environment, as MLFLOW_TRACKING_USERNAME and "
+            "MLFLOW_TRACKING_PASSWORD do, or by ~/.netrc"
+        )
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

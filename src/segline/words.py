@@ -1,5 +1,28 @@
 """Words for people."""
 
+import re
+
+#: A name and a password in an address.
+_PASSWORD = re.compile(r"(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+
+
+def has_password(text: str) -> bool:
+    """Whether a text is an address with a password in it.
+
+    >>> has_password("postgresql://me:secret@host/runs"), has_password("https://host:5000/a@b")
+    (True, False)
+    """
+    return bool(_PASSWORD.search(text))
+
+
+def without_passwords(text: str) -> str:
+    """A text whose addresses hold no names and passwords.
+
+    >>> without_passwords("storage=postgresql://me:secret@host/runs")
+    'storage=postgresql://***@host/runs'
+    """
+    return _PASSWORD.sub("***", text)
+
 
 def count_of(number: int, what: str) -> str:
     """A number of things.

@@ -24,7 +24,11 @@ def test_every_combination_is_trained_in_a_folder_of_its_own(tmp_path: Path) -> 
             (seed, loss, rate) for seed in range(3) for loss in ("ce", "dice_ce") for rate in ("0.001", "0.01")
         )
     ]
-    assert sorted(folder.name for folder in (tmp_path / "a=b c").iterdir() if folder.is_dir()) == names
+    folders = sorted(folder.name for folder in (tmp_path / "a=b c").iterdir() if folder.is_dir())
+    assert folders == [
+        *names,
+        *sorted(f"ensemble_loss={loss},lr={rate}" for loss in ("ce", "dice_ce") for rate in ("0.001", "0.01")),
+    ]
     assert ended(tmp_path / "log") == Counter(names)
     assert scores == [-seed - worse for seed in range(3) for _ in range(2) for worse in (0, 1)]
 
@@ -167,3 +171,30 @@ def test_a_sweep_that_is_killed_twenty_times_does_each_point_once(tmp_path: Path
     assert len(ended(tmp_path / "log")) == 12
     assert set(ended(tmp_path / "log").values()) == {1}
     assert json.loads((tmp_path / "sweep" / SWEEP).read_text())["overrides"] == GRID
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"],
+        ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=2"],
+    ],
+)
+def test_other_launchers_train_each_point_once_too(tmp_path: Path, launcher: list[str]) -> None:
+    process = start(tmp_path, "seed=0,13,1,2", "hydra.sweep.dir=sweep", *launcher)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 1, said
+    assert "1 of 4 points failed" in said
+    assert ended(tmp_path / "log") == Counter(["0_seed=0", "2_seed=1", "3_seed=2"])
+
+
+@pytest.mark.slow
+def test_a_worker_that_is_killed_costs_no_point(tmp_path: Path) -> None:
+    process = start(
+        tmp_path, "seed=0,99,1,2", "hydra.sweep.dir=sweep", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"
+    )
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 1, said
+    assert "1_seed=99: it ended without a word" in said
+    assert set(ended(tmp_path / "log")) == {"0_seed=0", "2_seed=1", "3_seed=2"}

@@ -72,16 +72,6 @@ class Sweep:
             said = [f"ensemble  {one} (checkpoint= of predict.py and eval.py)" for one in ensembles]
             return self.report(folder, points, "\n".join(said))
 
-    def run_search(self, settings: Mapping[str, Any]) -> list[float | None]:
-        """Train what Optuna suggests; the objective of each trial.
-
-        Raises:
-            ValueError: Settings that don't fit, or some trials failed.
-        """
-        from segline.sweep.search import Search
-
-        return Search(self, **settings).run()
-
     def check(self, points: Iterable[Point]) -> None:
         """Compose the configs of some points, for what is misspelt is said before hours are spent."""
         for point in points:
