@@ -16,8 +16,8 @@ help: ## list the targets
 train: $(READY) ## train and test a model: ARGS="model=unet data=driving"
 	@$(RUN) src/train.py $(ARGS)
 
-test: $(READY) ## the quick tests
-	@$(RUN) -m pytest $(ARGS)
+test: $(READY) ## the quick tests, on all cores
+	@$(RUN) -m pytest -n auto --dist worksteal $(ARGS)
 
 test-all: $(READY) ## all tests that need no GPU, on real data too where there is any
 	@$(RUN) -m pytest -m "not gpu" $(ARGS)

@@ -151,7 +151,7 @@ def server(behaviour: str) -> Iterator[str]:
 
         def accept() -> None:
             while not over.is_set():
-                with suppress(TimeoutError):
+                with suppress(OSError):
                     connection, _ = listener.accept()
                     if behaviour == "resets":
                         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

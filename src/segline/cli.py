@@ -62,11 +62,13 @@ def main(command: str | None = None) -> None:
 def repeated(arguments: Sequence[str]) -> list[str]:
     """Let folds=5 stand for the sweep over all folds of a cross-validation, and seeds=3 for that over as many seeds.
 
+    `-m` may stand anywhere.
+
     Raises:
         ValueError: No number of them.
 
-    >>> repeated(["model=unet", "seeds=2", "folds=2"])
-    ['-m', 'model=unet', 'seed=0,1', 'data.fold=[0,2],[1,2]']
+    >>> repeated(["model=unet", "seeds=2", "folds=2"]), repeated(["seed=0,1", "-m"])
+    (['-m', 'model=unet', 'seed=0,1', 'data.fold=[0,2],[1,2]'], ['-m', 'seed=0,1'])
     """
     values = {"seeds=": lambda n: f"seed={','.join(map(str, range(n)))}", "folds=": _folds}
     swept = []
@@ -76,7 +78,10 @@ def repeated(arguments: Sequence[str]) -> list[str]:
         if key and not (number.isdecimal() and int(number) > 1):
             raise ValueError(f"{argument}: expected a number of 2 or more, such as {key}5")
         swept.append(values[key](int(number)) if key else argument)
-    return swept if swept == list(arguments) or {"-m", "--multirun"} & set(arguments) else ["-m", *swept]
+    given = [argument for argument in swept if argument in ("-m", "--multirun")]
+    if not given and swept == list(arguments):
+        return swept
+    return ["-m", *(argument for argument in swept if argument not in given)]  # first: Hydra takes it nowhere else
 
 
 def _folds(number: int) -> str:

@@ -279,9 +279,9 @@ def _resolve(config: DictConfig, run: dict[str, Any]) -> DictConfig:
     from segline.data.folder import discover
 
     config.data = discover(config.data)
-    resolved = {"run": run, **_plain(config)}
+    resolved = {**_plain(config), "run": run}
     _refuse_passwords(resolved)
-    return OmegaConf.create(resolved)
+    return OmegaConf.create({"run": run, **resolved})
 
 
 def _refuse_passwords(config: Any, key: str = "") -> None:

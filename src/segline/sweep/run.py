@@ -66,7 +66,9 @@ class Sweep:
             )
             starts: Counter[str] = Counter()
             while todo := [p for p in points if _is_due(state_of(folder / p.name), starts[p.name])]:
-                self.launch(folder, todo, points.index(todo[0]))
+                # One that was killed may have taken others with it: from then on each is launched by itself.
+                for part in [todo] if not starts else [[point] for point in todo]:
+                    self.launch(folder, part, points.index(part[0]))
                 starts.update(point.name for point in todo)
             ensembles = write_ensembles(folder, points)
             said = [f"ensemble  {one} (checkpoint= of predict.py and eval.py)" for one in ensembles]
