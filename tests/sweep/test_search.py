@@ -53,6 +53,7 @@ def test_a_search_space_is_what_hydra_means(override: str, expected: Any) -> Non
     assert type(found) is type(expected)
 
 
+@pytest.mark.slow
 def test_trials_are_asked_trained_and_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "search"
     scores = sweep([*SEARCH, "hydra.sweeper.n_trials=12", f"hydra.sweep.dir={folder}"], tmp_path / "log")
@@ -66,6 +67,7 @@ def test_trials_are_asked_trained_and_told(tmp_path: Path, capsys: pytest.Captur
     assert "12 finished" in printed
 
 
+@pytest.mark.slow
 def test_a_search_that_was_stopped_asks_what_it_would_have_asked(tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     sweep([*SEARCH, "hydra.sweeper.n_trials=8", f"hydra.sweep.dir={whole}"], tmp_path / "log")
@@ -105,6 +107,7 @@ def test_values_of_all_kinds_read_back_from_an_experiment() -> None:
     }
 
 
+@pytest.mark.slow
 def test_trials_that_take_too_much_are_never_the_best(tmp_path: Path) -> None:
     folder = tmp_path / "search"  # the best rate is 1e-3, whose network is made up to have 0.01 weights
     overrides = ["hydra.sweeper.constraints.weights=0.004", "hydra.sweeper.n_trials=10", f"hydra.sweep.dir={folder}"]

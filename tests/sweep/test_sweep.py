@@ -33,6 +33,7 @@ def test_every_combination_is_trained_in_a_folder_of_its_own(tmp_path: Path) -> 
     assert scores == [-seed - worse for seed in range(3) for _ in range(2) for worse in (0, 1)]
 
 
+@pytest.mark.slow
 def test_the_same_command_does_what_is_left(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
