@@ -20,7 +20,7 @@ from segline.sweep.pruning import STORAGE, Pruning
 from segline.sweep.search import BEST, distribution, experiment
 from segline.tables import write_json
 
-SEARCH = ["sweep=optuna", "hydra.sweeper.sampler.n_startup_trials=3"]
+SEARCH = ["sweep=optuna", "+hydra.sweeper.sampler.n_startup_trials=3"]
 
 
 def study(folder: Path) -> optuna.Study:
@@ -175,6 +175,25 @@ def test_a_trial_behind_the_median_is_pruned(tmp_path: Path, monkeypatch: pytest
         assert stops == [False, number == 2]
         assert (tmp_path / str(number) / "pruned.json").exists() == (number == 2)
     assert trials.trials[3].intermediate_values == {10: 0.1, 20: 0.7}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["TPESampler", "RandomSampler", "GPSampler", "CmaEsSampler"])
+def test_any_sampler_of_optuna_goes_on_where_it_was_stopped(tmp_path: Path, sampler: str) -> None:
+    kind = f"hydra.sweeper.sampler._target_=optuna.samplers.{sampler}"
+    space = ["optimizer.lr=tag(log,interval(1e-4,1e-2))", "model.dropout=interval(0,0.5)", "loss=ce"]
+    for name, parts in {"whole": [14], "stopped": [5, 14]}.items():
+        for trials in parts:
+            command = [
+                "sweep=optuna",
+                kind,
+                *space,
+                f"hydra.sweeper.n_trials={trials}",
+                f"hydra.sweep.dir={tmp_path / name}",
+            ]
+            sweep(command, tmp_path / "log")
+    assert asked(tmp_path / "stopped") == asked(tmp_path / "whole")
+    assert len({str(params) for params in asked(tmp_path / "whole")}) == 14
 
 
 @pytest.mark.slow

@@ -23,7 +23,7 @@ from segline.sweep.points import ERROR, SCORES, Point, State, state_of
 from segline.words import count_of
 
 #: How often a point is started by one command: again if it ended without a word, as when the system killed it.
-_MOST_STARTS = 2
+MOST_STARTS = 2
 
 
 class Sweep:
@@ -152,7 +152,7 @@ def _left(folder: Path, points: Sequence[Point]) -> list[Point]:
 
 def _is_due(state: State, starts: int) -> bool:
     """Whether a point is to be started: an open one, or one that failed before this command."""
-    return (state is State.OPEN and starts < _MOST_STARTS) or (state is State.FAILED and not starts)
+    return (state is State.OPEN and starts < MOST_STARTS) or (state is State.FAILED and not starts)
 
 
 def _covering(points: Sequence[Point]) -> list[Point]:

@@ -19,7 +19,7 @@ from segline.config import CONF_DIR, build
 from segline.sweep.grid import point_name
 from segline.sweep.points import Point, State, state_of
 from segline.sweep.pruning import STORAGE
-from segline.sweep.run import Sweep, read_objective
+from segline.sweep.run import MOST_STARTS, Sweep, read_objective
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 
 #: Where the best trial stands as an experiment, below the sweep's folder.
 BEST = Path("experiment") / "best.yaml"
-_MOST_STARTS = 2
+#: Of a trial's number in its folder's name, which must not change with how many trials there shall be.
+_DIGITS = 4
 
 
 class Search:
@@ -159,9 +160,7 @@ class Search:
             study.tell(number, state=TrialState.PRUNED)
         # One that failed under a command before this one is tried again.
         elif (
-            starts[number]
-            and (state is not State.OPEN or starts[number] >= _MOST_STARTS)
-            and state is not State.RUNNING
+            starts[number] and (state is not State.OPEN or starts[number] >= MOST_STARTS) and state is not State.RUNNING
         ):
             study.tell(number, state=TrialState.FAIL)
 
@@ -171,8 +170,7 @@ class Search:
         fixed = [o for o in self.sweep.overrides if not o.is_sweep_override()]
         plain = [f"{o.get_key_element()}={o.get_value_element_as_str()}" for o in fixed]
         reporting = [f"trial={number}"] if self.pruner else []
-        digits = len(str(self.n_trials - 1))
-        return Point(point_name(number, digits, searched), (*plain, *searched, *reporting))
+        return Point(point_name(number, _DIGITS, searched), (*plain, *searched, *reporting))
 
     def _write_best(self, study: Study, folder: Path) -> str:
         """Leave the best trial as a config for `experiment=best`; how that is used."""
