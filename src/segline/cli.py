@@ -79,7 +79,9 @@ def repeated(arguments: Sequence[str]) -> list[str]:
             raise ValueError(f"{argument}: expected a number of 2 or more, such as {key}5")
         swept.append(values[key](int(number)) if key else argument)
     given = [argument for argument in swept if argument in ("-m", "--multirun")]
-    if not given and swept == list(arguments):
+    if (not given and swept == list(arguments)) or any(
+        a.startswith(("--cfg", "-c", "--info", "--help", "-h")) for a in swept
+    ):
         return swept
     return ["-m", *(argument for argument in swept if argument not in given)]  # first: Hydra takes it nowhere else
 

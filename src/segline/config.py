@@ -57,6 +57,10 @@ def own_data(checkpoint: str | None) -> dict[str, Any]:
     """
     import yaml
 
+    from segline.inference.members import ensemble_folder, locate_all
+
+    if checkpoint and ensemble_folder(checkpoint):
+        checkpoint = str(locate_all(checkpoint)[0])
     path = locate(checkpoint).parent / CONFIG if checkpoint else None
     if path is None or not path.is_file():
         return {}

@@ -77,6 +77,8 @@ def run(path: Path) -> None:
         try:
             if trainer.is_global_zero:
                 report.announce(config, run_dir, data, module, trainer, budget)
+                if resume is not None:
+                    print(f"resume    after step {resume['global_step']}", flush=True)
                 _forget_peaks()
             trainer.fit(module, data, ckpt_path=run_dir / RESUME if resume else None, weights_only=True)
             if trainer.is_global_zero:

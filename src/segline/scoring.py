@@ -17,7 +17,7 @@ from segline.data.datamodule import SegmentationDataModule
 from segline.data.folder import discover
 from segline.evaluation.calibrate import calibrate
 from segline.evaluation.evaluate import Options, evaluate
-from segline.inference.members import locate_all, read_card
+from segline.inference.members import ensemble_folder, is_of_folds, locate_all, read_card
 from segline.inference.predictor import Settings
 from segline.io.normalize import Normalize
 from segline.machine import keep_freed
@@ -41,7 +41,7 @@ def score(config: DictConfig, data_name: str, settings: Settings) -> dict[str, A
         calibrate(settings, data)
         settings = replace(settings, calibrated=True)
     how = _say_settings(settings, options, card)
-    output = Path(config.output) if config.output else _own_folder(paths[0], "eval", split, data_name, how)
+    output = Path(config.output) if config.output else _own_folder(paths[0], settings, "eval", split, data_name, how)
     return evaluate(
         settings,
         data,
@@ -50,7 +50,7 @@ def score(config: DictConfig, data_name: str, settings: Settings) -> dict[str, A
         options,
         build(config.metrics)["overlap"],
         _title(paths, card, data_name, split, how),
-        _flattered(split, data_name == OWN, settings.calibrated),
+        _flattered(split, data_name, card, settings.calibrated),
     )
 
 
@@ -71,7 +71,9 @@ def try_out(config: DictConfig, data_name: str, settings: Settings) -> dict[str,
     trial = Trial(**names, metric=config.metric, limit=config.limit, seed=config.seed)
     paths, card, data, split = open_all(config, data_name, settings)
     how = _say_settings(settings, Options(), card)
-    output = Path(config.output) if config.output else _own_folder(paths[0], "robustness", split, data_name, how)
+    output = (
+        Path(config.output) if config.output else _own_folder(paths[0], settings, "robustness", split, data_name, how)
+    )
     return measure(
         settings,
         data,
@@ -80,7 +82,7 @@ def try_out(config: DictConfig, data_name: str, settings: Settings) -> dict[str,
         trial,
         build(config.metrics)["overlap"],
         _title(paths, card, data_name, split, how),
-        _flattered(split, data_name == OWN, settings.calibrated),
+        _flattered(split, data_name, card, settings.calibrated),
     )
 
 
@@ -91,8 +93,13 @@ def open_all(
     if config.split not in (None, "all", *SPLITS):
         raise ValueError(f"split is {config.split!r}; expected one of {', '.join(SPLITS)}, all")
     keep_freed()
-    paths = locate_all(settings.checkpoint)
-    if len(paths) > 1 and not config.output:
+    paths, ensemble = locate_all(settings.checkpoint), ensemble_folder(settings.checkpoint)
+    if ensemble and data_name == OWN and is_of_folds(ensemble):
+        raise ValueError(
+            f"each network of {ensemble} was trained on cases that others are tested on, so that their mean has no score on these data; "
+            f"the cases as each was tested are in {ensemble / 'cases.parquet'}; for other files set data="
+        )
+    if len(paths) > 1 and not config.output and not ensemble:
         raise ValueError(
             f"checkpoint names {len(paths)} networks, whose mean belongs into no folder of one; set output=FOLDER"
         )
@@ -124,11 +131,12 @@ def _say_settings(settings: Settings, options: Options, card: Card) -> list[str]
     return [name for name, differs in said.items() if differs]
 
 
-def _own_folder(path: Path, kind: str, split: str, data_name: str, how: Sequence[str]) -> Path:
+def _own_folder(path: Path, settings: Settings, kind: str, split: str, data_name: str, how: Sequence[str]) -> Path:
     """Where what is measured goes by default: one of other settings, data or weights of the run overwrites none of the others."""
     name = split if data_name == OWN else f"{data_name}-{split}"
     weights = [] if path.name == BEST else [path.name]
-    return path.parent / kind / "_".join([name, *weights, *how])
+    folder = ensemble_folder(settings.checkpoint) or path.parent
+    return folder / kind / "_".join([name, *weights, *how])
 
 
 def _say_path(path: Path) -> str:
@@ -137,14 +145,16 @@ def _say_path(path: Path) -> str:
     return folder if path.name == BEST else f"{folder}/{path.name}"
 
 
-def _flattered(split: str, own: bool, calibrated: bool) -> list[str]:
+def _flattered(split: str, data_name: str, card: Card, calibrated: bool) -> list[str]:
     """What a reader must know of a score before believing it."""
     known = {
         "train": "The network was trained on these very cases.",
         "val": "The weights were picked by their score on this very part, which flatters them.",
         "all": "The network was trained on most of these cases.",
     }
-    notes = [known[split]] if own and split in known else []
+    notes = [known[split]] if data_name == OWN and split in known else []
+    if data_name == card.trained_on:
+        notes.append(f"The network was trained on {data_name}: what it has seen of these cases flatters it.")
     if calibrated and split != "test":
         notes.append(
             "Temperature and thresholds were fitted to the validation part: on it, what they gain is flattered, too."

@@ -69,6 +69,20 @@ def test_one_seed_each_speaks_of_trained_models(tmp_path: Path) -> None:
     assert "Of these trained models: dice_ce is better than: ce (p ≤ 0.00049)." in said(compare_runs([str(tmp_path)]))
 
 
+def test_methods_whose_runs_overlap_are_spoken_of_as_trained_models(tmp_path: Path) -> None:
+    for seed, (one, other) in enumerate([(0.2, 0.0), (0.0, 0.1)]):  # better in the mean, but not with each seed
+        write_run(tmp_path / f"a{seed}", nuclei(one), seed=seed)
+        write_run(tmp_path / f"b{seed}", nuclei(other), seed=seed, choices={"loss": "ce"})
+    assert "Of these trained models: dice_ce is better than: ce" in said(compare_runs([str(tmp_path)]))
+
+
+def test_folds_are_runs_of_one_method_and_other_ones_than_whole_trainings(tmp_path: Path) -> None:
+    for fold in range(2):
+        write_run(tmp_path / f"fold {fold}", nuclei(0), data={"fold": [fold, 2]})
+    write_run(tmp_path / "whole", nuclei(0), data={"fold": None})
+    assert [(m.name, len(m.runs)) for m in compare_runs([str(tmp_path)]).methods] == [("folds=2", 2), ("folds=null", 1)]
+
+
 def test_what_is_rightly_found_absent_counts_where_another_run_finds_it() -> None:
     right, wrong = (Cases(["x", "y", "z"], ["g"] * 3, {"dice/a": np.array(v)}) for v in (
         [np.nan, np.nan, 0.5], [0.0, np.nan, 0.6],
@@ -198,7 +212,9 @@ def test_the_command_prints_and_writes(
     printed = capsys.readouterr().out
     assert "attention_unet – unet" in printed
     assert printed.endswith(f"{output}\n")
-    assert output.read_text().startswith(r"\begin{tabular}")
+    lines = output.read_text().splitlines()
+    assert lines[0].startswith("% 12 cases in 12 groups of the val part")
+    assert lines[2] == r"\begin{tabular}{lrrrrr}"
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,12 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 from made_up_runs import write_run
+from omegaconf import OmegaConf
 
+from segline.config import OWN, own_data
 from segline.inference.members import locate_all
+from segline.inference.predictor import Settings
+from segline.scoring import open_all
 from segline.sweep.ensembles import write_ensembles
 from segline.sweep.points import Point
 
@@ -29,6 +33,16 @@ def test_folds_of_each_setting_are_one_ensemble(tmp_path: Path) -> None:
     assert [(row["fold"], row["run"], row["dice/cell"]) for row in rows] == [
         (fold, f"unet_{fold}", value) for fold in range(3) for value in (pytest.approx(0.1 * fold), 0.2)
     ]
+
+
+def test_an_ensemble_of_folds_has_no_score_on_what_it_was_trained_on(tmp_path: Path) -> None:
+    (folder,) = write_ensembles(tmp_path, folds(tmp_path, "unet", 3))
+    config = OmegaConf.create({"split": None, "output": None})
+    with pytest.raises(
+        ValueError, match=r"was trained on cases that others are tested on.*cases.parquet; for other files set data="
+    ):
+        open_all(config, OWN, Settings(str(folder)))
+    assert own_data(str(folder))["labels"]["background"] == "background"  # of its first member
 
 
 def test_seeds_are_an_ensemble_without_a_table_of_their_own(tmp_path: Path) -> None:

@@ -122,7 +122,8 @@ def score_classes(
     measure, _, one_class = metric.partition("/")
     if measure not in METRICS:
         raise ValueError(
-            f"metric is {metric!r}; expected one of {', '.join(METRICS)}, or one of a class: {next(iter(METRICS))}/CLASS"
+            f"metric is {metric!r}; expected one of {', '.join(METRICS)}, or one of a class: {next(iter(METRICS))}/CLASS; "
+            "those of the whole data set, such as iou, have no cases that could be paired"
         )
     prefix = METRICS[measure] + "/"
     known = list(
@@ -183,14 +184,14 @@ def _doubts(methods: Sequence[Method], scores: NDArray[np.float64], groups: Sequ
         notes.append(
             "Scores are of the validation part, which also picked the weights of each run: all are flattered a little."
         )
-    if sets := {tuple(sorted(map(str, method.seeds))) for method in methods if len(methods) > 1}:
-        if any(len(method.runs) == 1 for method in methods):
-            notes.append(
-                "Where a method has one seed, a verdict is about the trained models at hand; another seed may turn it round. "
-                "Train several: -m seed=0,1,2."
-            )
-        elif len(sets) > 1:
-            notes.append("The methods have different seeds.")
+    sets = {tuple(sorted(map(str, method.seeds))) for method in methods}
+    if len(methods) > 1 and any(len(method.runs) == 1 for method in methods):
+        notes.append(
+            "Where a method has one seed, a verdict is about the trained models at hand; another seed may turn it round. "
+            "Train several: -m seed=0,1,2."
+        )
+    elif len(sets) > 1:
+        notes.append("The methods have different seeds.")
     missing = int(np.isnan(scores).any(0).sum())
     if missing:
         notes.append(

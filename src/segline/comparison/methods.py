@@ -13,6 +13,7 @@ from segline.comparison.runs import Run
 _IRRELEVANT = (
     "experiment",
     "sweep",
+    "trial",
     "resume",
     "logger",
     "callbacks.pictures",
@@ -118,4 +119,6 @@ def say_value(value: Any) -> str:
     """
     if isinstance(value, list):
         return f"[{','.join(map(say_value, value))}]"
+    if isinstance(value, float):
+        return f"{value:.4g}"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -44,7 +44,12 @@ class Run:
     def settings(self) -> dict[str, Any]:
         """The config by dotted keys, the names of what was chosen for its groups among them."""
         chosen = {group.replace("/", "."): choice for group, choice in self.config["run"]["choices"].items()}
-        return dict(_flat({key: value for key, value in self.config.items() if key != "run"})) | chosen
+        fold = self.config.get("data", {}).get("fold")
+        return (
+            {"folds": fold[1] if fold else None}
+            | dict(_flat({key: value for key, value in self.config.items() if key != "run"}))
+            | chosen
+        )
 
     @cached_property
     def scores(self) -> dict[str, float]:

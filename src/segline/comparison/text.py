@@ -2,26 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from statistics import mean, stdev
 
 from segline import tables
 from segline.comparison.compare import Comparison
 from segline.comparison.methods import Method
 from segline.comparison.statistics import Pair
+from segline.words import count_of
 
 #: Pairs in a table of text at most: all of them stand in a page.
-_SAID = 21
+_SAID = 10
 #: Methods that a sentence names at most.
 _NAMED = 5
 
 
 def said(comparison: Comparison, style: str = "plain") -> str:
     """Tables, verdicts and what to know of them: `plain`, `markdown` or `latex`."""
-    parts = [method_table(comparison, style)]
+    cases, groups = count_of(len(comparison.names), "case"), count_of(comparison.num_groups, "group")
+    parts = [
+        _prose(
+            [f"{cases} in {groups} of the {comparison.split} part; means over groups, ± deviation over runs"], style
+        ),
+        method_table(comparison, style),
+    ]
     if comparison.pairs:
         parts += [pair_table(comparison, style)] if len(comparison.pairs) <= _SAID else []
-        parts += ["\n".join(verdicts(comparison))]
-    return "\n\n".join([*parts, *comparison.notes])
+        parts.append(_prose(verdicts(comparison), style))
+    return "\n\n".join([*parts, *(_prose([note], style) for note in comparison.notes)])
+
+
+def _prose(sentences: Sequence[str], style: str) -> str:
+    """Sentences, one a line; comments in LaTeX, where they stand between tables."""
+    return "\n".join(f"% {one}" if style == "latex" else one for one in sentences)
 
 
 def method_table(comparison: Comparison, style: str = "plain") -> str:
@@ -83,7 +96,6 @@ def verdicts(comparison: Comparison) -> list[str]:
         "no evidence": f"No evidence of a difference from {pivot}",
         "too few groups": f"Too few groups to tell from {pivot}",
     }
-    alone = any(len(method.runs) == 1 for method in comparison.methods)
     sentences = []
     for verdict in (verdict for verdict in heads if verdict in named):
         decided = verdict in ("better", "worse")
@@ -94,15 +106,23 @@ def verdicts(comparison: Comparison) -> list[str]:
                 if len(others) == len(about)
                 else [*others[:_NAMED], f"{len(others) - _NAMED} more"]
             )
+        doubted = decided and any(_may_turn_round(comparison, pair) for pair in named[verdict])
         most = f" (p ≤ {max(pair.p for pair in named[verdict]):.2g})" if decided else ""
         sentences.append(
-            f"{'Of these trained models: ' if alone and decided else ''}{heads[verdict]}: {'; '.join(others)}{most}."
+            f"{'Of these trained models: ' if doubted else ''}{heads[verdict]}: {'; '.join(others)}{most}."
         )
     if rest := [pair for pair in comparison.pairs if pair not in about]:
         sentences.append(
             f"Of the {len(rest)} other pairs {sum(p.verdict in ('better', 'worse') for p in rest)} differ."
         )
     return sentences
+
+
+def _may_turn_round(comparison: Comparison, pair: Pair) -> bool:
+    """Whether other seeds could say otherwise: a method has one, or scores of runs of both overlap."""
+    scores = {m.name: [comparison.reached[run.folder] for run in m.runs] for m in comparison.methods}
+    one, other = scores[pair.one], scores[pair.other]
+    return min(len(one), len(other)) == 1 or not (min(one) > max(other) or min(other) > max(one))
 
 
 def _other(pair: Pair, pivot: str) -> str:

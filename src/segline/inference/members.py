@@ -34,6 +34,18 @@ def locate_all(checkpoints: str | Sequence[str]) -> list[Path]:
     return paths
 
 
+def ensemble_folder(checkpoints: str | Sequence[str]) -> Path | None:
+    """The folder of an ensemble, if that is what is named; several checkpoints that are named one by one have none."""
+    named = [checkpoints] if isinstance(checkpoints, str) else checkpoints
+    place = Path(named[0]).expanduser() if len(named) == 1 else None
+    return place if place is not None and (place / MEMBERS).is_file() else None
+
+
+def is_of_folds(ensemble: Path) -> bool:
+    """Whether the members of an ensemble were trained on different parts of the data, each on what others were tested on."""
+    return bool(json.loads((ensemble / MEMBERS).read_text()).get("folds"))
+
+
 def _members(place: Path) -> list[Path]:
     """The runs that a folder stands for, beside it; most stand for themselves."""
     file = place / MEMBERS

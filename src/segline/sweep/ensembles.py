@@ -34,8 +34,11 @@ def write_ensembles(folder: Path, points: Sequence[Point]) -> list[Path]:
             continue
         made.append(folder / _name(settings, list(alike)))
         made[-1].mkdir(exist_ok=True)
-        tables.write_json(made[-1] / MEMBERS, {"members": [f"../{point.name}" for point in members]})
-        if rows := list(_out_of_fold(folder, members)):
+        rows = list(_out_of_fold(folder, members))
+        tables.write_json(
+            made[-1] / MEMBERS, {"members": [f"../{point.name}" for point in members], "folds": bool(rows)}
+        )
+        if rows:
             tables.write_cases(made[-1] / "cases.parquet", rows)
     return made
 

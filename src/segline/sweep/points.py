@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,6 +67,7 @@ def once(folder: Path, task: Callable[[], None]) -> None:
             task()
         except Exception as error:
             (folder / ERROR).write_text("".join(traceback.format_exception(error)))
+            print(f"failed    {folder.name}: {error}", file=sys.stderr, flush=True)
             raise
 
 

@@ -71,8 +71,8 @@ class Sweep:
                     self.launch(folder, part, points.index(part[0]))
                 starts.update(point.name for point in todo)
             ensembles = write_ensembles(folder, points)
-            said = [f"ensemble  {one} (checkpoint= of predict.py and eval.py)" for one in ensembles]
-            return self.report(folder, points, "\n".join(said))
+            further = "\n".join(f"ensemble  {one} (checkpoint= of predict.py)" for one in ensembles)
+            return self.report(folder, points, further, repeats=len(ensembles) == 1)
 
     def check(self, points: Iterable[Point]) -> None:
         """Compose the configs of some points, for what is misspelt is said before hours are spent."""
@@ -109,8 +109,10 @@ class Sweep:
         except Exception as error:  # of the launcher, such as a worker that was killed; points keep their own errors
             print(f"the launcher ended with {type(error).__name__}: {error}", file=sys.stderr)
 
-    def report(self, folder: Path, points: Sequence[Point], further: str = "") -> list[float | None]:
-        """Say how the points ended, and what else there is to say; the objective of each.
+    def report(
+        self, folder: Path, points: Sequence[Point], further: str = "", repeats: bool = False
+    ) -> list[float | None]:
+        """Say how the points ended, and what else there is to say; the objective of each. Of repeats none is the best.
 
         Raises:
             ValueError: Some failed.
@@ -121,9 +123,15 @@ class Sweep:
         print(f"\nsweep     {folder}")
         print(f"          {', '.join(f'{counts[state]} {state.value}' for state in State if counts[state])}")
         best = [(score, point.name) for score, point in zip(scores, points, strict=True) if score is not None]
-        if best:
+        if best and repeats and (folder / best[0][1] / "cases.parquet").exists():
+            from segline.comparison.compare import compare_runs
+            from segline.comparison.text import said
+
+            print(f"\n{said(compare_runs([str(folder)]))}\n")
+        elif best:
             score, name = (min if self.minimize else max)(best)
-            print(f"best      {name}, {self.objective} {score:.4f}\ncompare   python src/compare.py {folder}")
+            print(f"best      {name}, {self.objective} {score:.4f}")
+        print(f"compare   python src/compare.py {folder}")
         print(further, end="\n" if further else "", flush=True)
         bad = [name for name, state in states.items() if state in (State.FAILED, State.OPEN)]
         if bad:

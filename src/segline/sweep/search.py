@@ -88,8 +88,12 @@ class Search:
         self.sweep.check([self._point({key: _first(space) for key, space in self.space.items()}, 0)])
         with self.sweep.folder({"search": self._said()}, self._is_done) as folder:
             study = self._study(folder)
+            there = len(study.trials)
+            searched = (str(one.input_line) for one in self.sweep.overrides if one.is_sweep_override())
             print(
-                f"sweep     {folder}\n          study {study.study_name}: {len(study.trials)} of {self.n_trials} trials there"
+                "\n          ".join(
+                    [f"sweep     {folder}", f"{there} of {self.n_trials} trials there; searched are:", *searched]
+                )
             )
             starts: Counter[int] = Counter()
             while trials := self._next(study, folder, starts):
