@@ -81,7 +81,7 @@ def test_a_rate_that_is_meant_for_another_batch_is_scaled_on_request(
     ]
     run(tmp_path / "a", few_scenes, *budget, "optimizer.lr=0.01")
     run(tmp_path / "b", few_scenes, *budget, "optimizer.lr=0.01", "lr_batch_size=16")
-    assert rates == pytest.approx([0.01, 0.0025])
+    assert rates == pytest.approx([0.01, 0.01, 0.0025, 0.0025])  # two batches a step each
 
 
 @pytest.mark.slow

@@ -74,7 +74,7 @@ def test_the_wheel_holds_the_package_and_its_configs_alone(dist: Path) -> None:
         names = set(archive.namelist())
     assert {f"segline/{name}" for name in CONFIGS} == {name for name in names if name.endswith(".yaml")}
     assert {"segline/py.typed", "segline/evaluation/page.html"} < names
-    assert {name.split("/")[0].split("-")[0] for name in names} == {"segline"}
+    assert {name.split("/")[0].split("-")[0] for name in names} == {"segline", "hydra_plugins"}
 
 
 def test_the_command_runs_far_from_the_checkout(installed: Path, tmp_path: Path) -> None:
