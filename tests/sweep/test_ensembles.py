@@ -29,6 +29,8 @@ def test_folds_of_each_setting_are_one_ensemble(tmp_path: Path) -> None:
     made = write_ensembles(tmp_path, points)
     assert [folder.name for folder in made] == ["ensemble_model=unet", "ensemble_model=fcn"]
     assert locate_all(str(made[0])) == [tmp_path / f"unet_{k}" / "best.ckpt" for k in range(3)]
+    with pytest.raises(ValueError, match="is a sweep with ensemble_model=fcn, ensemble_model=unet in it"):
+        locate_all(str(tmp_path))
     rows = pq.read_table(made[0] / "cases.parquet").to_pylist()
     assert [(row["fold"], row["run"], row["dice/cell"]) for row in rows] == [
         (fold, f"unet_{fold}", value) for fold in range(3) for value in (pytest.approx(0.1 * fold), 0.2)

@@ -28,8 +28,10 @@ def locate_all(checkpoints: str | Sequence[str]) -> list[Path]:
         raise ValueError("checkpoint names nothing; expected a run folder, a file, or a list of them")
     for path in paths:
         if not path.is_file():
+            inside = sorted(folder.name for folder in path.parent.glob("ensemble*") if (folder / MEMBERS).is_file())
+            hint = f"; {path.parent} is a sweep with {', '.join(inside)} in it" if inside else ""
             raise ValueError(
-                f"there is no checkpoint {path}; expected a run folder of src/train.py, a .ckpt file in one, or an .onnx file"
+                f"there is no checkpoint {path}; expected a run folder of src/train.py, a .ckpt file in one, or an .onnx file{hint}"
             )
     return paths
 
