@@ -136,6 +136,7 @@ def test_curves_are_drawn_over_what_is_asked_for(opened: Page) -> None:
 def test_every_chart_is_drawn(opened: Page) -> None:
     for chart in ("forest", "curves-chart", "cost-chart", "importance-chart", "parallel-chart"):
         draw(opened, chart)
+        assert opened.evaluate(f"document.getElementById('{chart}').data.length") > 0
 
 
 def test_pictures_load(opened: Page) -> None:
