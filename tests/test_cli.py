@@ -88,6 +88,12 @@ def test_a_misspelt_name_is_answered_with_the_nearest_at_once(override: str, hin
     assert "Traceback" not in answer.stderr
 
 
+def test_several_values_without_a_sweep_are_answered_with_one() -> None:
+    done = run_light("model=unet,attention_unet")
+    said = "to train with each of these values, add -m; a list that is one value stands in brackets, key=[a,b]"
+    assert done.stderr == f"error: model=unet,attention_unet: {said}\n"
+
+
 def test_a_run_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     answer = run("trainer=debug", f"hydra.run.dir={tmp_path}/file/run")

@@ -60,6 +60,10 @@ def _explain(error: Exception, command: str, arguments: Sequence[str]) -> str | 
         return (
             f"{error.override}: an override is key=value; a value with = , [ ] {{ }} stands in quotes: \"key='value'\""
         )
+    if isinstance(error, HydraException) and (
+        several := re.search(r"Ambiguous value for argument '(.*?)'", str(error))
+    ):
+        return f"{several.group(1)}: to train with each of these values, add -m; a list that is one value stands in brackets, key=[a,b]"
     if isinstance(error, HydraException):
         return _explain_override(str(error), command)
     if isinstance(error, ValueError | OSError) and _is_ours(error):

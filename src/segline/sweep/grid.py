@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from itertools import product
 
@@ -49,14 +50,20 @@ def point_name(number: int, digits: int, overrides: Sequence[str]) -> str:
 
 
 def slug(overrides: Sequence[str]) -> str:
-    """Overrides in signs that a folder's name may have, with the last part of each key."""
+    """Overrides in signs that a folder's name may have, with the last part of each key.
+
+    >>> slug(["data.fold=[0,5]", "seed=1"])
+    'fold=0_of_5,seed=1'
+    """
     pairs = (override.partition("=") for override in overrides)
-    short = [f"{key.replace('/', '.').rsplit('.', 1)[-1]}={_short(value)}" for key, _, value in pairs]
+    short = [f"{key.replace('/', '.').rsplit('.', 1)[-1]}={_short(key, value)}" for key, _, value in pairs]
     return ",".join(short).replace("/", ".").replace("'", "").replace('"', "")
 
 
-def _short(value: str) -> str:
-    """A number that was drawn with four digits; what a person types is shorter."""
+def _short(key: str, value: str) -> str:
+    """A number that was drawn with four digits, what a person types as it is, and a fold in words."""
+    if fold := re.fullmatch(r"\[(\d+),(\d+)\]", value) if key == "data.fold" else None:
+        return "{}_of_{}".format(*fold.groups())
     try:
         return value if len(value) < 12 else f"{float(value):.4g}"
     except ValueError:
