@@ -35,7 +35,6 @@ from segline.machine import forget_peak, keep_freed
 from segline.module import SegmentationModule
 from segline.precision import fast_precision, full_name, memory_format
 from segline.sweep.gpus import GPU
-from segline.sweep.points import PRUNED
 
 
 def run(path: Path) -> None:
@@ -83,7 +82,7 @@ def run(path: Path) -> None:
             trainer.fit(module, data, ckpt_path=run_dir / RESUME if resume else None, weights_only=True)
             if trainer.is_global_zero:
                 report.write_costs(run_dir, module, trainer, budget)
-            if not (run_dir / PRUNED).exists():
+            if not any(getattr(callback, "pruned", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
                 _finish(config, run_dir, trainer, module, data)
             if torch.distributed.is_initialized():
                 # All leave together: a process that ends while its peers still talk to it is aborted by gloo's threads.

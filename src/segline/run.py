@@ -113,8 +113,8 @@ def _train(config: DictConfig, run_dir: Path, sweep: bool = False) -> None:
 
 
 def _one_gpu(trainer: DictConfig, sweep: bool) -> AbstractContextManager[None]:
-    """A GPU for this job alone, where jobs of a sweep may run side by side and their number of processes is not said."""
-    if not sweep or trainer.devices != "auto" or trainer.accelerator not in ("auto", "gpu"):
+    """A GPU for this job alone, where jobs of a sweep may run side by side and each is one process."""
+    if not sweep or trainer.devices not in (1, "auto") or trainer.accelerator not in ("auto", "gpu"):
         return nullcontext()
     from segline.sweep.gpus import own_gpu
 
@@ -152,9 +152,8 @@ def _start(path: Path, processes: int, sweep: bool) -> None:
 
     def notice(signum: int, _: Any) -> None:
         asked.append(signum)
-        if (
-            signum == signal.SIGTERM
-        ):  # goes on to the processes, which save first; a terminal's Ctrl-C has reached them already
+        # SIGTERM goes on to the processes, which save first; a terminal's Ctrl-C has reached them already.
+        if signum == signal.SIGTERM:
             launcher.send_signal(signum)
 
     handlers = {signum: signal.signal(signum, notice) for signum in (signal.SIGTERM, signal.SIGINT)}

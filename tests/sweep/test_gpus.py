@@ -6,7 +6,9 @@ from uuid import uuid4
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 
+from segline.run import _one_gpu
 from segline.sweep.gpus import GPU, own_gpu
 
 
@@ -36,6 +38,24 @@ def test_a_gpu_is_free_again_after_a_job_that_failed() -> None:
         raise ZeroDivisionError
     with own_gpu():
         assert os.environ[GPU] == "0"
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("devices", "accelerator", "sweep", "held"),
+    [
+        (1, "auto", True, True),
+        ("auto", "gpu", True, True),
+        (2, "gpu", True, False),
+        (1, "cpu", True, False),
+        (1, "gpu", False, False),
+    ],
+)
+def test_a_job_of_a_sweep_that_is_one_process_holds_one(
+    devices: int | str, accelerator: str, sweep: bool, held: bool
+) -> None:
+    with _one_gpu(OmegaConf.create({"devices": devices, "accelerator": accelerator}), sweep):
+        assert (GPU in os.environ) == held
 
 
 def test_without_a_gpu_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,8 +18,6 @@ from segline.config import OWN, compose
 from segline.data.datamodule import SegmentationDataModule
 from segline.examples import choose_view, show_place
 from segline.inference.predictor import Predictor, Settings
-from segline.io.normalize import BandStatistics
-from segline.io.source import Source, Window
 from segline.labels import IGNORE_INDEX
 from segline.scoring import open_all
 
@@ -60,15 +58,11 @@ def _predict(run: Run, split: str, names: Sequence[str]) -> Iterator[dict[str, N
     predictor, data = _open(run, split)
     labels = data.labels
 
-    def decide(source: Source, statistics: BandStatistics | None, view: Window) -> Iterator[tuple[Window, Any]]:
-        for place, values in predictor.pieces(source, statistics, view):
-            yield place, predictor.decide(values[: labels.num_classes])
-
     by_name = {case.name: case for case in data.cases[split]}
     for name in names:
         case = by_name[name]
         view = choose_view(data.facts[name], data.open(case)[1], labels)
-        shown = pictures.flat(show_place(case, view, decide, data), labels)
+        shown = pictures.flat(show_place(case, view, predictor.decisions, data), labels)
         pred = np.where(shown["mask"] == IGNORE_INDEX, IGNORE_INDEX, shown["pred"])
         rgb = pictures.to_rgb(shown["image"], labels.counted(shown["mask"]))
         truth = pictures.overlay(rgb, shown["mask"], labels)

@@ -250,15 +250,12 @@ def _write_page(
     """The page, for which the cases and places that it shows are predicted once more."""
     labels, cases = predictor.labels, data.cases[summary["split"]]
 
-    def decide(
-        source: Source, statistics: BandStatistics | None, view: Window
-    ) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
-        for place, values in predictor.pieces(source, statistics, view):
-            yield place, predictor.decide(values[: labels.num_classes])
-
-    shown = examples(cases, evaluation.rows, decide, data)
+    shown = examples(cases, evaluation.rows, predictor.decisions, data)
     by_name = {case.name: case for case in cases}
-    places = [{**show_place(by_name[s.case], s.window, decide, data), "title": _say(s)} for s in evaluation.suspects]
+    places = [
+        {**show_place(by_name[s.case], s.window, predictor.decisions, data), "title": _say(s)}
+        for s in evaluation.suspects
+    ]
     page.write(path, summary, evaluation.rows, evaluation.confusion, labels, shown, places)
 
 

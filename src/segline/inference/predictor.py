@@ -148,6 +148,13 @@ class Predictor:
         """The tiles of a source."""
         return tiles(source.shape, self.tiling.window, self.tiling.margin, self.tiling.multiple)
 
+    def decisions(
+        self, source: Source, statistics: BandStatistics | None, within: Window | None = None
+    ) -> Iterator[tuple[Window, NDArray[np.uint8]]]:
+        """Masks of a source, or of a part of it, piece by piece: as `pieces`, decided."""
+        for place, values in self.pieces(source, statistics, within):
+            yield place, self.decide(values[: self.labels.num_classes])
+
     def decide(self, probs: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The mask of probabilities `[K, *S]`: `[*S]`, or `[K, *S]` for overlapping labels; ignored where there is no data."""
         mask: NDArray[np.uint8] = decide(probs[None], self.thresholds, self.labels)[0].astype(np.uint8)
