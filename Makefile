@@ -4,14 +4,15 @@ PYTHON ?=
 ARGS ?=
 
 VENV := .venv
+LOCK := requirements.lock
 READY := $(VENV)/.ready
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help train test test-all test-gpu lint format notebooks benchmark wheel lock clean
+.PHONY: help train test test-all test-gpu test-integrations lint format notebooks benchmark wheel lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 train: $(READY) ## train and test a model: ARGS="model=unet data=driving"
 	@$(RUN) src/train.py $(ARGS)
@@ -20,10 +21,14 @@ test: $(READY) ## the quick tests, on all cores
 	@$(RUN) -m pytest -n auto --dist worksteal $(ARGS)
 
 test-all: $(READY) ## all tests that need no GPU, on real data too where there is any
-	@$(RUN) -m pytest -m "not gpu" $(ARGS)
+	@$(RUN) -m pytest -m "not gpu and not integration" $(ARGS)
 
 test-gpu: $(READY) ## the tests that need a GPU
 	@$(RUN) -m pytest -m gpu $(ARGS)
+
+test-integrations: ## the tests with Ray, MLflow and Optuna's dashboard, in an environment of their own
+	@$(MAKE) --no-print-directory VENV=.venv-integrations LOCK=requirements-integrations.lock \
+		test ARGS="-n 0 -m integration tests/integrations $(ARGS)"
 
 lint: $(READY) ## style and types
 	@$(RUN) -m ruff check .
@@ -44,8 +49,11 @@ wheel: $(READY) ## build dist/: the sdist, and the wheel from it
 	@$(RUN) -m build --no-isolation
 
 lock: $(READY) ## pin the dependencies of pyproject.toml anew: ARGS=--upgrade for the newest
-	@$(RUN) -m uv pip compile --universal --python-version 3.11 --generate-hashes --group dev \
-		--custom-compile-command "make lock" --quiet $(ARGS) pyproject.toml -o requirements.lock
+	@$(compile) pyproject.toml -o requirements.lock
+	@$(compile) --group integrations pyproject.toml -o requirements-integrations.lock
+
+compile = $(RUN) -m uv pip compile --universal --python-version 3.11 --generate-hashes --group dev --custom-compile-command "make lock" \
+	--quiet $(ARGS)
 
 clean: ## remove caches and builds; runs and .venv stay
 	@rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
@@ -53,13 +61,13 @@ clean: ## remove caches and builds; runs and .venv stay
 
 # .ready is the last file that an installation writes and the first that the next one removes: an installation that was
 # interrupted starts afresh. The lock pins uv too, so that even the installer comes by hash.
-$(READY): requirements.lock $(RUN)
+$(READY): $(LOCK) $(RUN)
 	@test -e $@ && $(RUN) -c "" 2>/dev/null || { $(find-python) && "$$python" -m venv --clear $(VENV); }
 	@rm -f $@
-	@echo "installing requirements.lock into $(VENV)"
-	@awk '/^[^ #]/ { wanted = /^uv==/ } wanted' requirements.lock > $(VENV)/uv.txt
+	@echo "installing $(LOCK) into $(VENV)"
+	@awk '/^[^ #]/ { wanted = /^uv==/ } wanted' $(LOCK) > $(VENV)/uv.txt
 	@$(RUN) -m pip install --quiet --disable-pip-version-check --require-hashes -r $(VENV)/uv.txt
-	@$(RUN) -m uv pip sync --require-hashes --python $(RUN) --build-constraints requirements.lock requirements.lock
+	@$(RUN) -m uv pip sync --require-hashes --python $(RUN) --build-constraints $(LOCK) $(LOCK)
 	@touch $@
 
 # Without a rule, a .venv whose Python has gone would be an error; with this one it is made again.

@@ -23,6 +23,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from segline import job
+from segline.budget import read_budget
 from segline.card import Card
 from segline.config import build, compose
 from segline.optim import parameter_groups
@@ -49,7 +50,7 @@ def through_the_pipeline(config: DictConfig) -> float:
     module, watch = job._build_module(config, data), Stopwatch()
     card = Card(network=OmegaConf.to_container(config.model), **data.card_fields())  # type: ignore[arg-type]
     with tempfile.TemporaryDirectory() as folder:
-        budget = job._budget(config.trainer)
+        budget = read_budget(config.trainer)
         callbacks = [*job._build_callbacks(config, Path(folder), budget, card), watch]
         job._build_trainer(config, Path(folder), budget, callbacks).fit(module, data)
     return median_step(watch.ends)

@@ -4,9 +4,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 import segline.run
-from segline.cli import main
+from segline.cli import going_on, main
 from segline.config import CONF_DIR, compose
 from segline.refusals import Stopped, explained, nearest
 from segline.run import _asked
@@ -211,6 +212,16 @@ def test_a_network_is_asked_in_a_precision_that_it_could_be_trained_in() -> None
 def test_one_name_is_a_list_of_one() -> None:
     asked = _asked(compose(["checkpoint=x", "input=x", "output=x", "trust=mine", "also=gpkg"], "predict"))
     assert (asked["trust"], asked["also"]) == (["mine"], ["gpkg"])
+
+
+def test_a_point_of_a_sweep_is_resumed_without_the_sweep(tmp_path: Path) -> None:
+    started = {"overrides": ["sweep=optuna", "optimizer.lr=0.1", "trial=3", "resume=auto"], "config_dir": None}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"run": started}))
+    arguments = going_on([f"resume={tmp_path}", "seed=1"])
+    assert arguments == [
+        "sweep=optuna", "optimizer.lr=0.1", "trial=3", "hydra.mode=RUN", "trial=null", f"resume={tmp_path}", "seed=1",
+        f"hydra.run.dir={tmp_path}",
+    ]  # fmt: skip
 
 
 def test_resume_of_what_is_no_run_is_refused(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from segline import job, tables
 from segline.averaging import WeightAverage
-from segline.budget import LearningRate
+from segline.budget import LearningRate, read_budget
 from segline.callbacks import Checkpoints
 from segline.checkpoints import BEST, RESUME, read
 from segline.config import compose
@@ -316,7 +316,7 @@ def test_a_loss_without_weights_of_pixels_is_refused_beside_a_weight_map(tmp_pat
 )
 def test_a_budget_of_nothing_is_refused(override: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        job._budget(compose([override]).trainer)
+        read_budget(compose([override]).trainer)
 
 
 def test_a_decay_that_is_none_is_refused() -> None:
@@ -338,7 +338,7 @@ def test_a_gpu_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_a_wrong_time_is_answered_with_one_that_works() -> None:
     config = compose(["trainer.max_time=10min"])
     with pytest.raises(ValueError, match="00:00:10:00"):
-        job._budget(config.trainer)
+        read_budget(config.trainer)
 
 
 def test_an_objective_that_is_not_logged_is_answered_with_those_that_are(tmp_path: Path, few_scenes: Path) -> None:

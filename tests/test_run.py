@@ -244,6 +244,24 @@ def test_sigterm_to_a_run_of_two_processes_saves_first_and_it_goes_on(tmp_path: 
 
 
 @pytest.mark.slow
+def test_a_point_of_a_search_goes_on_by_itself(tmp_path: Path) -> None:
+    words = [word for word in command(tmp_path / "run", *SATELLITE, "trainer.max_epochs=1") if "run.dir" not in word]
+    search = [*words, "sweep=optuna", "hydra.sweeper.n_trials=2", f"hydra.sweep.dir={tmp_path / 'search'}"]
+    subprocess.run(search, check=True, capture_output=True, timeout=300)
+    first, second = sorted(path.parent for path in (tmp_path / "search").glob("*/resume.ckpt"))
+    done = subprocess.run(
+        [sys.executable, str(SRC / "train.py"), f"resume={first}", "trainer.max_epochs=2"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pruned" not in done.stdout
+    assert [row["epoch"] for row in tables.read_rows(first / "metrics.csv")] == [0, 1]
+    assert [row["epoch"] for row in tables.read_rows(second / "metrics.csv")] == [0]
+
+
+@pytest.mark.slow
 def test_not_a_number_stops_at_that_step_and_names_the_samples(tmp_path: Path) -> None:
     train(tmp_path / "run", *SATELLITE, "trainer.max_epochs=1")
     best = (tmp_path / "run" / BEST).read_bytes()

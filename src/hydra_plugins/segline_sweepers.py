@@ -17,7 +17,6 @@ class _SeglineSweeper(Sweeper):
         self.params = dict(params or {})
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.config = hydra_context, config
         self.started = hydra_context, task_function, config
 
 

@@ -14,6 +14,7 @@ from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
 from segline.module import as_segmentation
 from segline.schedules import Schedule
+from segline.words import less_is_better
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Objective:
     @property
     def maximize(self) -> bool:
         """Whether more is better."""
-        return not self.name.endswith("loss")
+        return not less_is_better(self.name)
 
     def gain(self, scores: Mapping[str, float]) -> float:
         """The value, negative where less is better; nan where it has none."""
@@ -130,6 +131,34 @@ class Patience(EarlyStopping):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on with what was counted."""
         super().load_state_dict({**state_dict, "patience": self.patience})
+
+
+def read_budget(settings: Any) -> Budget:
+    """The one budget of `trainer`'s settings that holds: time before steps before epochs.
+
+    Raises:
+        ValueError: There is none, or one that cannot be.
+    """
+    limit = settings.max_time
+    for key in ("max_epochs", "max_steps"):
+        if settings[key] is not None and (not isinstance(settings[key], int) or settings[key] < 1):
+            raise ValueError(f"trainer.{key} is {settings[key]}; expected 1 or more, or null for another budget")
+    if limit is None and not settings.max_steps and not settings.max_epochs:
+        raise ValueError(
+            "there is no budget; set trainer.max_epochs=10, trainer.max_steps=1000 or trainer.max_time=00:00:10:00"
+        )
+    if limit is None:
+        return Budget(max_steps=settings.max_steps) if settings.max_steps else Budget(max_epochs=settings.max_epochs)
+    try:
+        days, hours, minutes, seconds = (int(part) for part in str(limit).split(":"))
+    except ValueError:
+        raise ValueError(
+            f"trainer.max_time is {limit!r}; expected DD:HH:MM:SS, such as 00:00:10:00 for ten minutes"
+        ) from None
+    time = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    if time <= timedelta(0):
+        raise ValueError(f"trainer.max_time is {limit}, which is no time; expected DD:HH:MM:SS, such as 00:00:10:00")
+    return Budget(max_time=time)
 
 
 class LearningRate(Callback):

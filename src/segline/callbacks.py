@@ -19,6 +19,7 @@ from segline.budget import Budget, Objective
 from segline.card import Card
 from segline.checkpoints import BEST, RESUME, read, write
 from segline.module import as_segmentation
+from segline.processes import launchers_handlers
 
 
 class SameConfig(Callback):
@@ -70,8 +71,9 @@ class EpochTable(Checkpoint):
 class Checkpoints(Checkpoint):
     """Keep the best weights, and a checkpoint to resume from.
 
-    The latter at each epoch's end, every so many minutes, and before SIGTERM or Ctrl-C ends the run. A signal is obeyed at the end
-    of the running step, or of the running validation; the same one again at once.
+    The latter at each epoch's end, every so many minutes, and before a signal ends the run: SIGTERM, Ctrl-C, or the one by which a
+    cluster says that it takes the job away. A signal is obeyed at the end of the running step, or of the running validation; the
+    same one again at once.
 
     Args:
         folder: Where `best.ckpt` and `resume.ckpt` are kept.
@@ -87,6 +89,7 @@ class Checkpoints(Checkpoint):
         self._within_epoch = True
         self._saved = time.monotonic()
         self._signal: int | None = None
+        self._launchers = launchers_handlers()
         self._handlers: dict[int, Any] = {}
         self._restored: dict[str, Any] | None = None
 
@@ -118,7 +121,8 @@ class Checkpoints(Checkpoint):
             _restore_random_state(self._restored["rng"][trainer.global_rank % len(self._restored["rng"])])
             if trainer.is_global_zero:
                 as_segmentation(pl_module).meters("train").go_on(self._restored["measured"])
-        self._handlers = {s: signal.signal(s, self._notice) for s in (signal.SIGTERM, signal.SIGINT)}
+        heard = {signal.SIGTERM, signal.SIGINT, *self._launchers}
+        self._handlers = {signum: signal.signal(signum, self._notice) for signum in heard}
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Leave signals to who had them before: nothing is lost any more."""
@@ -145,13 +149,13 @@ class Checkpoints(Checkpoint):
         if interrupted or due:
             self._save(trainer, within_epoch=True)
         if interrupted:
-            raise SystemExit(128 + (self._signal or signal.SIGTERM))
+            self._obey()
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save, and obey a signal that came meanwhile."""
         self._save(trainer, within_epoch=False)
         if trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
-            raise SystemExit(128 + (self._signal or signal.SIGTERM))
+            self._obey()
 
     def _save(self, trainer: pl.Trainer, within_epoch: bool) -> None:
         self._within_epoch = within_epoch
@@ -179,8 +183,18 @@ class Checkpoints(Checkpoint):
         self._restored = checkpoint["training"]
         self.best = self._restored["best"]
 
+    def _obey(self) -> None:
+        """End, or leave it to the launcher whether to: it may requeue the job, or await another signal."""
+        signum, self._signal = self._signal or signal.SIGTERM, None
+        if signum not in self._launchers:
+            raise SystemExit(128 + signum)
+        self._launchers[signum](signum, None)
+
     def _notice(self, signum: int, _: Any) -> None:
-        if self._signal is None:
+        if signum in self._launchers:  # the last of them counts: the launcher may let the first ones pass
+            self._signal = signum
+            print(f"\n{signal.Signals(signum).name}: saving at the end of this step", flush=True)
+        elif self._signal is None:
             self._signal = signum
             print(
                 f"\n{signal.Signals(signum).name}: saving at the end of this step; once more to stop at once",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import re
@@ -118,3 +119,46 @@ def read_network(checkpoint: str | Path) -> tuple[Card, dict[str, torch.Tensor]]
     if not weights:
         raise ValueError(f"{path} holds no weights of a network; use another checkpoint of the run")
     return card, weights
+
+
+def read_resumed(run_dir: Path, resume: str | None) -> dict[str, Any] | None:
+    """What a run goes on from, or None to start.
+
+    Raises:
+        ValueError: There is a run already and `resume` does not ask to go on, or the other way round.
+    """
+    path = run_dir / RESUME
+    if path.exists() and resume is None:
+        raise ValueError(
+            f"{run_dir} holds a run already; set resume=auto to go on with it, or another hydra.run.dir to start anew"
+        )
+    if not path.exists() and resume not in (None, "auto"):
+        raise ValueError(
+            f"resume={resume}: there is no {path}; the run was ended before its first checkpoint: start it anew"
+        )
+    return read(path) if path.exists() else None
+
+
+def check_fits(checkpoint: dict[str, Any], card: Card) -> None:
+    """Refuse to go on with another network or other labels than the checkpoint's.
+
+    Raises:
+        ValueError: It is of another network, or of other data.
+    """
+    before, now = (json.loads(json.dumps(one)) for one in (checkpoint["card"], card.to_dict()))
+    for key in ("network", "trained_on", "labels", "normalize", "bands", "spacing_mm"):
+        if before[key] != now[key]:
+            theirs, ours = _differing(before[key], now[key])
+            raise ValueError(
+                f"the checkpoint is of another {'model' if key == 'network' else 'data'}: "
+                f"its {key} is {theirs}, but the config's is {ours}; "
+                "resume with the settings that the run was started with (its config.yaml), or start a new run"
+            )
+
+
+def _differing(one: Any, other: Any) -> tuple[Any, Any]:
+    """Two values, of mappings only the keys that differ."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return one, other
+    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
+    return {key: one.get(key) for key in keys}, {key: other.get(key) for key in keys}

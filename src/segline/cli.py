@@ -10,6 +10,7 @@ from pathlib import Path
 
 from segline.processes import search_path
 from segline.refusals import explained
+from segline.words import in_quotes
 
 #: What a user types -> the function of `segline.run`.
 _COMMANDS = {
@@ -23,6 +24,10 @@ _COMMANDS = {
 }
 #: The command that takes folders and composes no config.
 COMPARE = "compare"
+#: What libraries read when they load. Ray and MLflow tell their makers of each use unless they are told not to.
+_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "MLFLOW_DISABLE_TELEMETRY": "true"}
+#: Seconds between two states of a progress bar in a log file, where each is a line.
+_LOGGED_EVERY = "10"
 #: Overrides that are templates of paths, or lists of them, or an expression.
 _TEMPLATES = ("data.images", "data.masks", "data.group")
 #: What Hydra takes for a text without quotes.
@@ -45,6 +50,8 @@ def main(command: str | None = None) -> None:
 
             return compare(arguments)
     os.environ["PYTHONPATH"] = search_path()  # for all that this process starts, Hydra's launchers too
+    settings = _SETTINGS if sys.stderr.isatty() else {**_SETTINGS, "TQDM_MININTERVAL": _LOGGED_EVERY}
+    os.environ |= {name: value for name, value in settings.items() if name not in os.environ}
     with explained(command, arguments):
         if command == "train":
             arguments = repeated(arguments)
@@ -80,7 +87,7 @@ def repeated(arguments: Sequence[str]) -> list[str]:
         swept.append(values[key](int(number)) if key else argument)
     given = [argument for argument in swept if argument in ("-m", "--multirun")]
     if (not given and swept == list(arguments)) or any(
-        a.startswith(("--cfg", "-c", "--info", "--help", "-h")) for a in swept
+        a in ("-c", "-h", "--help") or a.startswith(("--cfg", "--info")) for a in swept
     ):
         return swept
     return ["-m", *(argument for argument in swept if argument not in given)]  # first: Hydra takes it nowhere else
@@ -135,8 +142,7 @@ def _text(value: str) -> str:
     """A value that Hydra takes for a text, whatever its signs are."""
     if _PLAIN.fullmatch(value) or value[:1] in ("'", '"'):
         return value
-    escaped = os.path.expanduser(value).replace("'", r"\'")
-    return f"'{escaped}'"
+    return in_quotes(os.path.expanduser(value))
 
 
 def going_on(arguments: Sequence[str]) -> list[str]:
@@ -159,4 +165,6 @@ def going_on(arguments: Sequence[str]) -> list[str]:
         )
     saved = [o for o in started["overrides"] if not o.startswith(("resume=", "hydra.run.dir="))]
     own = ["--config-dir", started["config_dir"]] if started["config_dir"] and "--config-dir" not in arguments else []
-    return [*own, *saved, *arguments, f"hydra.run.dir={folder}"]
+    # A point of a sweep goes on by itself: without the others, and without the study that it was asked by.
+    alone = ["hydra.mode=RUN", "trial=null"] if any(o.startswith(("sweep=", "trial=")) for o in saved) else []
+    return [*own, *saved, *alone, *arguments, f"hydra.run.dir={folder}"]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.callbacks import Callback
 from pytorch_lightning.loggers import Logger
@@ -24,10 +24,10 @@ from torch import nn
 
 from segline import report
 from segline.averaging import WeightAverage
-from segline.budget import Budget, LearningRate, Objective, Patience
+from segline.budget import Budget, LearningRate, Objective, Patience, read_budget
 from segline.callbacks import Checkpoints, EpochTable, Progress, SameConfig, WholeCheckpointIO
 from segline.card import Card
-from segline.checkpoints import BEST, RESUME, read, read_network
+from segline.checkpoints import BEST, RESUME, check_fits, read_network, read_resumed
 from segline.commit import committed, remove_leftovers
 from segline.config import CONFIG, LOCK, build
 from segline.data.datamodule import SegmentationDataModule
@@ -51,8 +51,8 @@ def run(path: Path) -> None:
     _silence()
     keep_freed()
     with _locked(run_dir) if rank == 0 else nullcontext():
-        budget, precision = _budget(config.trainer), _hardware(config.trainer)["precision"]
-        resume = _resume_checkpoint(config, run_dir)
+        budget, precision = read_budget(config.trainer), _hardware(config.trainer)["precision"]
+        resume = read_resumed(run_dir, config.resume)
         pl.seed_everything(config.seed, verbose=False)
         data = build(config.data)
         data.prepare()
@@ -66,7 +66,7 @@ def run(path: Path) -> None:
         _check_objective(config.objective, module)
         card = Card(network=network, precision=precision, trained_on=config.run.choices.data, **data.card_fields())
         if resume is not None:
-            _check_fits(resume, card)
+            check_fits(resume, card)
             data.go_on(**{key: resume["training"][key] for key in ("epoch", "batches")})
         if rank == 0:  # from here on the folder is this run's
             with committed(run_dir / CONFIG) as temporary:
@@ -78,7 +78,7 @@ def run(path: Path) -> None:
                 report.announce(config, run_dir, data, module, trainer, budget)
                 if resume is not None:
                     print(f"resume    after step {resume['global_step']}", flush=True)
-                _forget_peaks()
+                _forget_peaks(trainer.strategy.root_device)
             trainer.fit(module, data, ckpt_path=run_dir / RESUME if resume else None, weights_only=True)
             if trainer.is_global_zero:
                 report.write_costs(run_dir, module, trainer, budget)
@@ -95,11 +95,11 @@ def run(path: Path) -> None:
                     logger.finish(failed)
 
 
-def _forget_peaks() -> None:
+def _forget_peaks(device: torch.device) -> None:
     """Let the memory of this training be told from that of one before it in this process."""
     forget_peak()
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def _finish(
@@ -123,6 +123,7 @@ def _finish(
         for logger in trainer.loggers:
             if hasattr(logger, "log_report"):  # ours; Lightning's own take numbers only
                 logger.log_report(left, data.labels)
+        report.finish(run_dir, left.scores)
         print(f"run: {run_dir}", flush=True)
 
 
@@ -207,7 +208,8 @@ def _build_trainer(config: DictConfig, run_dir: Path, budget: Budget, callbacks:
         **(settings | _hardware(config.trainer)),
         max_epochs=-1 if budget.max_steps or budget.max_time else budget.max_epochs,
         callbacks=callbacks,
-        plugins=[WholeCheckpointIO()],
+        # Lightning would take a job of a cluster for one process of several that the cluster starts, and requeue it by itself.
+        plugins=[WholeCheckpointIO(), TorchElasticEnvironment() if "RANK" in os.environ else LightningEnvironment()],
         logger=_build_loggers(config, run_dir) or False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # ours pads with samples that count nothing
@@ -249,65 +251,6 @@ def _hardware(settings: DictConfig) -> dict[str, Any]:
         "strategy": "ddp" if processes > 1 else "auto",
         "precision": fast_precision(accelerator) if precision == "auto" else full_name(precision),
     }
-
-
-def _budget(settings: DictConfig) -> Budget:
-    """The one budget that holds: time before steps before epochs."""
-    limit = settings.max_time
-    for key in ("max_epochs", "max_steps"):
-        if settings[key] is not None and (not isinstance(settings[key], int) or settings[key] < 1):
-            raise ValueError(f"trainer.{key} is {settings[key]}; expected 1 or more, or null for another budget")
-    if limit is None and not settings.max_steps and not settings.max_epochs:
-        raise ValueError(
-            "there is no budget; set trainer.max_epochs=10, trainer.max_steps=1000 or trainer.max_time=00:00:10:00"
-        )
-    if limit is None:
-        return Budget(max_steps=settings.max_steps) if settings.max_steps else Budget(max_epochs=settings.max_epochs)
-    try:
-        days, hours, minutes, seconds = (int(part) for part in str(limit).split(":"))
-    except ValueError:
-        raise ValueError(
-            f"trainer.max_time is {limit!r}; expected DD:HH:MM:SS, such as 00:00:10:00 for ten minutes"
-        ) from None
-    time = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
-    if time <= timedelta(0):
-        raise ValueError(f"trainer.max_time is {limit}, which is no time; expected DD:HH:MM:SS, such as 00:00:10:00")
-    return Budget(max_time=time)
-
-
-def _resume_checkpoint(config: DictConfig, run_dir: Path) -> dict[str, Any] | None:
-    """What to go on from, or None to start."""
-    path = run_dir / RESUME
-    if path.exists() and config.resume is None:
-        raise ValueError(
-            f"{run_dir} holds a run already; set resume=auto to go on with it, or another hydra.run.dir to start anew"
-        )
-    if not path.exists() and config.resume not in (None, "auto"):
-        raise ValueError(
-            f"resume={config.resume}: there is no {path}; the run was ended before its first checkpoint: start it anew"
-        )
-    return read(path) if path.exists() else None
-
-
-def _check_fits(checkpoint: dict[str, Any], card: Card) -> None:
-    """Refuse to go on with another network or other labels than the checkpoint's."""
-    before, now = (json.loads(json.dumps(one)) for one in (checkpoint["card"], card.to_dict()))
-    for key in ("network", "trained_on", "labels", "normalize", "bands", "spacing_mm"):
-        if before[key] != now[key]:
-            theirs, ours = _differing(before[key], now[key])
-            raise ValueError(
-                f"the checkpoint is of another {'model' if key == 'network' else 'data'}: "
-                f"its {key} is {theirs}, but the config's is {ours}; "
-                "resume with the settings that the run was started with (its config.yaml), or start a new run"
-            )
-
-
-def _differing(one: Any, other: Any) -> tuple[Any, Any]:
-    """Two values, of mappings only the keys that differ."""
-    if not (isinstance(one, dict) and isinstance(other, dict)):
-        return one, other
-    keys = [key for key in {**one, **other} if one.get(key) != other.get(key)]
-    return {key: one.get(key) for key in keys}, {key: other.get(key) for key in keys}
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from segline.commit import committed
 from segline.labels import IGNORE_INDEX, Labels
+from segline.words import less_is_better
 
 Colors = dict[str, tuple[int, ...]]
 
@@ -138,7 +139,7 @@ def curves(rows: Sequence[Mapping[str, float]], objective: str) -> Figure:
             dots = {"marker": "o", "markersize": 3} if len(points) < 15 else {}
             axis.plot(*zip(*points, strict=True), color=color, label=key.split("/")[0], **dots)
             if key == objective:
-                _mark_best(axis, points, color, least=name.endswith("loss"))
+                _mark_best(axis, points, color, least=less_is_better(name))
         _plain(axis, title)
         if len(keys) > 1 and axis.lines:
             axis.legend(frameon=False, fontsize=9)

@@ -48,6 +48,9 @@ def _explain(error: Exception, command: str, arguments: Sequence[str]) -> str | 
 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if group == "hydra/launcher":
+            plugin = f"hydra-{name.partition('_')[0]}-launcher"
+            return f"hydra/launcher={name} does not exist, or is one of {plugin}, which is not installed: pip install {plugin}"
         return f"{group}={name} does not exist.{nearest(name, error.options or ())}\nChoices of {group}: {', '.join(error.options or ())}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         cause, where = error.__cause__, str(error).partition("full_key: ")[2].strip()

@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -24,6 +25,7 @@ from segline.data.describe import describe
 from segline.examples import by_tiles, examples
 from segline.machine import peak
 from segline.module import SegmentationModule
+from segline.tables import COSTED, COSTS, SCORES
 from segline.words import without_passwords
 
 #: Picture of the first training samples.
@@ -170,9 +172,11 @@ def write(
     module: SegmentationModule,
     data: SegmentationDataModule,
 ) -> Report:
-    """Leave tables and pictures of the best weights in the run folder, and print the table of the last split."""
+    """Leave tables and pictures of the best weights in the run folder, and print the table of the last split.
+
+    The scores themselves are left to `finish`.
+    """
     scores = {f"{split}/{name}": value for split, r in results.items() for name, value in r.scores.items()}
-    (run_dir / "scores.json").write_text(json.dumps(scores, indent=2, sort_keys=True) + "\n")
     tables.write_cases(run_dir / "cases.parquet", [row for r in results.values() for row in r.rows])
     split, last = list(results.items())[-1]
     for style, ending in (("markdown", "md"), ("latex", "tex")):
@@ -195,28 +199,20 @@ def write(
 
 
 def write_costs(run_dir: Path, module: SegmentationModule, trainer: pl.Trainer, budget: Budget) -> None:
-    """Keep in `costs.json` what the training took: weights, steps, seconds, processes, and memory of the first of these, at most.
+    """Keep what the training took: weights, steps, seconds, processes, and memory of the first of these, at most.
 
     Memory is that of the GPU where there is one, else that of the whole process.
     """
     on_gpu = trainer.strategy.root_device.type == "cuda"
-    tables.write_json(
-        run_dir / "costs.json",
-        {
-            "weights": sum(p.numel() for p in module.network.parameters()),
-            "steps": trainer.global_step,
-            "seconds": budget.elapsed,
-            "processes": trainer.world_size,
-            "memory_mb": (torch.cuda.max_memory_allocated() if on_gpu else peak()) / 2**20,
-        },
-    )
+    memory = torch.cuda.max_memory_allocated(trainer.strategy.root_device) if on_gpu else peak()
+    weights = sum(p.numel() for p in module.network.parameters())
+    taken = (weights, trainer.global_step, budget.elapsed, trainer.world_size, memory / 2**20)
+    tables.write_json(run_dir / COSTS, dict(zip(COSTED, taken, strict=True)))
 
 
-def read_scores(run_dir: Path) -> dict[str, float]:
-    """What the best weights of a run reached, by logged name; empty of a run that has not ended."""
-    path = run_dir / "scores.json"
-    scores: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
-    return scores
+def finish(run_dir: Path, scores: Mapping[str, float]) -> None:
+    """Keep what the best weights reached, by logged name: the last file of a run, by which it is known to have ended."""
+    tables.write_json(run_dir / SCORES, dict(sorted(scores.items())))
 
 
 def _without(row: dict[str, Any], key: str) -> dict[str, Any]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -19,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from segline.commit import temporary_path
 from segline.config import CONF_DIR, CONFIG, LOCK, as_list, networks, offer_own_data
+from segline.processes import launch
 from segline.refusals import Stopped
 from segline.words import has_password
 
@@ -26,8 +25,6 @@ __all__ = ["compare_models", "evaluate", "explain", "export", "offer_own_data", 
 
 #: Set where torch's launcher has started this command itself, as on several nodes.
 _LAUNCHED = "TORCHELASTIC_RUN_ID"
-#: After SIGTERM the launcher would kill after 30 seconds, which the running validation and the saving may take longer than.
-_MOST_SECONDS_TO_SAVE = 3600
 #: Keys of the configs of predict and eval that say how trained networks are asked.
 ASKED = (
     "checkpoint",
@@ -42,6 +39,8 @@ ASKED = (
     "calibrated",
     "trust",
 )
+#: `trainer.accelerator` of what may run on a GPU.
+_MAY_BE_GPU = ("auto", "gpu", "cuda")
 #: What a command does with its config; a number is for sweepers.
 _Task = Callable[[DictConfig], float | None]
 #: Overrides by which a user chooses where a run lies.
@@ -78,9 +77,9 @@ def train(config: DictConfig) -> float | None:
         once(run_dir, partial(_train, config, run_dir, sweep=True))
     else:
         _train(config, run_dir)
-    from segline.report import read_scores
+    from segline.tables import SCORES, read_json
 
-    return read_scores(run_dir).get(config.objective)  # nothing of one that was pruned, or is at work elsewhere
+    return read_json(run_dir / SCORES).get(config.objective)  # nothing of one that was pruned, or is at work elsewhere
 
 
 def _train(config: DictConfig, run_dir: Path, sweep: bool = False) -> None:
@@ -114,7 +113,7 @@ def _train(config: DictConfig, run_dir: Path, sweep: bool = False) -> None:
 
 def _one_gpu(trainer: DictConfig, sweep: bool) -> AbstractContextManager[None]:
     """A GPU for this job alone, where jobs of a sweep may run side by side and each is one process."""
-    if not sweep or trainer.devices not in (1, "auto") or trainer.accelerator not in ("auto", "gpu"):
+    if not sweep or trainer.devices not in (1, "auto") or trainer.accelerator not in _MAY_BE_GPU:
         return nullcontext()
     from segline.sweep.gpus import own_gpu
 
@@ -136,32 +135,7 @@ def _start(path: Path, processes: int, sweep: bool) -> None:
 
         job.run(path)
         return
-    # Lightning's own launcher would start the whole command line, in a sweep the whole sweep, once more for each process.
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        f"--nproc-per-node={processes}",
-        "-m",
-        "segline.job",
-    ]
-    own = {"OMP_NUM_THREADS": "1", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": str(_MOST_SECONDS_TO_SAVE)}
-    launcher = subprocess.Popen([*command, str(path)], env={**own, **os.environ})
-    asked: list[int] = []  # to stop
-
-    def notice(signum: int, _: Any) -> None:
-        asked.append(signum)
-        # SIGTERM goes on to the processes, which save first; a terminal's Ctrl-C has reached them already.
-        if signum == signal.SIGTERM:
-            launcher.send_signal(signum)
-
-    handlers = {signum: signal.signal(signum, notice) for signum in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        code = launcher.wait()
-    finally:
-        for signum, handler in handlers.items():
-            signal.signal(signum, handler)
+    code, asked = launch(path, processes)
     if code and sweep and not asked:
         raise ValueError(f"the training ended with code {code}; what went wrong is said above")
     if code:
@@ -312,4 +286,4 @@ def _num_processes(trainer: DictConfig, sweep: bool = False) -> int:
         return 1
     import torch
 
-    return max(1, torch.cuda.device_count()) if trainer.accelerator in ("auto", "gpu") else 1
+    return max(1, torch.cuda.device_count()) if trainer.accelerator in _MAY_BE_GPU else 1

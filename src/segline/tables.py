@@ -13,6 +13,10 @@ from typing import Any
 from segline.commit import committed
 from segline.labels import Labels
 
+#: What a run reached, and what it took, in its folder.
+SCORES, COSTS = "scores.json", "costs.json"
+#: What is counted in the latter: the memory is that of the GPU, or of the process.
+COSTED = ("weights", "steps", "seconds", "processes", "memory_mb")
 _COLUMNS = {
     "IoU": "iou",
     "Dice": "dice",
@@ -145,6 +149,12 @@ def write_cases(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = {name: c.cast(pa.float64()) if c.type == pa.null() else c for name, c in columns.items()}
     with committed(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read what `write_json` wrote; nothing where there is no file."""
+    content: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    return content
 
 
 def write_json(path: Path, data: Mapping[str, Any]) -> None:

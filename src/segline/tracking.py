@@ -21,6 +21,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from segline import pictures
 from segline.labels import IGNORE_INDEX, Labels
 from segline.report import Report
+from segline.words import less_is_better
 
 #: In a run's folder: the id of its run.
 _ID = "wandb_id"
@@ -77,9 +78,8 @@ def wandb_run(
         experiment = logger.experiment
     experiment.define_metric("*", step_metric="epoch")
     experiment.define_metric("loss", step_metric="trainer/global_step")
-    experiment.define_metric(
-        config.objective, step_metric="epoch", summary="min" if config.objective.endswith("loss") else "max"
-    )
+    summary = "min" if less_is_better(config.objective) else "max"
+    experiment.define_metric(config.objective, step_metric="epoch", summary=summary)
     return logger
 
 

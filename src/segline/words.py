@@ -24,6 +24,25 @@ def without_passwords(text: str) -> str:
     return _PASSWORD.sub("***", text)
 
 
+def in_quotes(text: str) -> str:
+    r"""A text as the value of an override, which Hydra reads as this very text, whatever its signs are.
+
+    >>> print(in_quotes("it's a,b"), in_quotes("=${x}"), in_quotes("a\\"))
+    'it\'s a,b' '=${x}' 'a\\'
+    """
+    # Of backslashes only those before a quote mean something.
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + (r"\'" if found[2] else ""), text) + "'"
+
+
+def less_is_better(name: str) -> bool:
+    """Whether a logged value is a loss, of which less is better; all others are scores.
+
+    >>> less_is_better("val/loss"), less_is_better("val/iou")
+    (True, False)
+    """
+    return name.endswith("loss")
+
+
 def count_of(number: int, what: str) -> str:
     """A number of things.
 

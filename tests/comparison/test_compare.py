@@ -11,7 +11,7 @@ from segline.comparison.command import read
 from segline.comparison.compare import Comparison, compare_runs, score_classes
 from segline.comparison.methods import differing, find_methods
 from segline.comparison.runs import Cases, find_runs
-from segline.comparison.text import method_table, pair_table, said
+from segline.comparison.text import method_rows, method_table, pair_table, said
 
 HARD = np.random.default_rng(0).uniform(0.4, 0.8, 12)
 
@@ -60,7 +60,7 @@ def test_a_group_counts_once_in_scores_and_differences(tmp_path: Path) -> None:
     comparison = compare_runs([str(tmp_path)])
     assert comparison.reached == {tmp_path / "a": pytest.approx(0.5), tmp_path / "b": pytest.approx(0.6)}
     assert comparison.pairs[0].difference == pytest.approx(0.1)
-    assert "There are 2 groups; with fewer than 6 no test can show a difference." in comparison.notes
+    assert "There are 2 groups; with fewer than 6 no test can show a difference of 2 methods." in comparison.notes
 
 
 def test_one_seed_each_speaks_of_trained_models(tmp_path: Path) -> None:
@@ -109,10 +109,10 @@ def test_a_choice_stands_for_what_comes_with_it(tmp_path: Path) -> None:
     unet = {"_target_": "UNet", "channels": [8, 16], "in_channels": 3}
     write_run(tmp_path / "a", nuclei(0), model=unet)
     write_run(tmp_path / "b", nuclei(0), model={"_target_": "FCN", "stride": 8}, choices={"model": "fcn"})
-    runs = find_runs([str(tmp_path)])
+    runs, _ = find_runs([str(tmp_path)])
     assert differing(runs) == ["model"]
     write_run(tmp_path / "c", nuclei(0), model={**unet, "channels": [16, 32]})
-    runs = find_runs([str(tmp_path)])
+    runs, _ = find_runs([str(tmp_path)])
     assert differing(runs) == ["model.channels", "model"]
     assert [method.name for method in find_methods(runs)] == [
         "unet, channels=[8,16]",
@@ -125,13 +125,13 @@ def test_an_ablation_is_named_by_what_was_changed(tmp_path: Path) -> None:
     write_run(tmp_path / "a", nuclei(0), optimizer={"lr": 0.1}, choices={"data/augment": "full"})
     write_run(tmp_path / "b", nuclei(0), optimizer={"lr": 0.2}, choices={"data/augment": "full"})
     write_run(tmp_path / "c", nuclei(0), optimizer={"lr": 0.1}, choices={"data/augment": "none"})
-    assert [m.name for m in find_methods(find_runs([str(tmp_path)]))] == ["base", "lr=0.2", "augment=none"]
+    assert [m.name for m in find_methods(find_runs([str(tmp_path)])[0])] == ["base", "lr=0.2", "augment=none"]
 
 
 def test_where_files_lie_and_what_is_logged_makes_no_other_method(tmp_path: Path) -> None:
     write_run(tmp_path / "a", nuclei(0), logger={"wandb": 1}, data={"num_workers": 1})
     write_run(tmp_path / "here" / "b", nuclei(0), logger={}, data={"num_workers": 2})
-    assert len(find_methods(find_runs([str(tmp_path)]))) == 1
+    assert len(find_methods(find_runs([str(tmp_path)])[0])) == 1
 
 
 def test_the_test_part_is_compared_where_all_have_one(tmp_path: Path) -> None:
@@ -147,12 +147,54 @@ def test_the_test_part_is_compared_where_all_have_one(tmp_path: Path) -> None:
 
 def test_places_are_runs_sweeps_and_patterns(runs: Path, tmp_path: Path) -> None:
     one = write_run(tmp_path / "more" / "0_lr=[0.1]", nuclei(0))
-    assert [run.folder for run in find_runs([str(one)])] == [one]  # [0.1] is a pattern, too
-    assert len(find_runs([str(runs / "?_unet"), str(runs / "0_unet")])) == 3
-    assert len(find_runs([str(tmp_path)])) == 7
+    assert [run.folder for run in find_runs([str(one)])[0]] == [one]  # [0.1] is a pattern, too
+    assert len(find_runs([str(runs / "?_unet"), str(runs / "0_unet")])[0]) == 3
+    assert len(find_runs([str(tmp_path)])[0]) == 7
     write_run(tmp_path / "runs" / "10_unet", nuclei(0), finished=False)
-    assert [run.name for run in find_runs([str(runs)])][-2:] == ["2_unet", "10_unet"]
+    assert [run.name for run in find_runs([str(runs)])[0]][-2:] == ["2_unet", "10_unet"]
     assert "Left out, for they have not ended: 10_unet." in compare_runs([str(runs)]).notes
+
+
+def test_what_holds_no_run_is_left_out_and_said(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").touch()
+    (tmp_path / "stopped_sweep").mkdir()
+    places = [str(tmp_path / "mlflow.db"), *sorted(map(str, runs.iterdir())), str(tmp_path / "stopped_sweep")]
+    left = f"Left out, for they hold no run: {places[0]}, {places[-1]}."
+    assert left in compare_runs(places).notes
+    with pytest.raises(ValueError, match="stopped_sweep holds no run"):
+        compare_runs([places[0], places[-1]])
+
+
+def test_runs_of_different_data_or_groups_are_doubted(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", nuclei(0))
+    write_run(tmp_path / "b", nuclei(0), choices={"data": "other"}, groups=["one"] * len(nuclei(0)["nucleus"]))
+    notes = " ".join(compare_runs([str(tmp_path)]).notes)
+    assert "Runs are of different data (cells, other): cases of one name are taken for the same." in notes
+    assert "Runs group their cases differently (data.group)" in notes
+
+
+def test_a_run_without_a_score_is_a_dash_and_costs_the_others_nothing(tmp_path: Path) -> None:
+    for seed, rare in enumerate([[None, None], [0.5, 0.5], [0.7, 0.7]]):
+        write_run(tmp_path / f"a{seed}", {"rare": rare, "often": [0.5, 0.6]}, seed=seed, split="test")
+    write_run(tmp_path / "b", {"rare": [None, None], "often": [0.5, 0.6]}, split="test", choices={"loss": "ce"})
+    rows = method_rows(
+        compare_runs([str(tmp_path / "a0"), str(tmp_path / "a1"), str(tmp_path / "a2")], "dice_case/rare")
+    )
+    assert rows[1][1:3] == [
+        "3",
+        "0.7333 ± 0.2517",
+    ]  # nothing is found, as there is nothing: right, where others find some
+    alone = method_rows(compare_runs([str(tmp_path / "b")], "dice_case/rare"))
+    assert alone[1][2] == "–"
+
+
+def test_a_paper_gets_every_pair_and_the_terminal_a_hint(tmp_path: Path) -> None:
+    for k in range(6):
+        write_run(tmp_path / str(k), nuclei(k), optimizer={"lr": 0.1 * k})
+    comparison = compare_runs([str(tmp_path)])
+    assert "A page has all 15 pairs: output=compare.html" in said(comparison)
+    assert said(comparison, "markdown").count("no evidence |") + said(comparison, "markdown").count("better |") >= 1
+    assert "| Pair" in said(comparison, "markdown")
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,6 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from segline import tables
 from segline.comparison import page as pages
 from segline.comparison.compare import compare_runs
-from segline.comparison.importance import importances
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 pytestmark = [
@@ -169,17 +168,3 @@ def test_it_is_read_on_a_phone_and_in_the_dark(browser: Browser, path: Path) -> 
     page.wait_for_function("document.getElementById('curves-chart').layout.font.color === '#1c1c1c'")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()
-
-
-def test_what_matters_is_told_from_what_does_not() -> None:
-    rng = np.random.default_rng(0)
-    settings = [
-        {"lr": 10 ** rng.uniform(-5, -1), "model": str(rng.choice(["a", "b"])), "decay": rng.uniform()}
-        for _ in range(60)
-    ]
-    scores = [-abs(np.log10(one["lr"]) + 3) for one in settings]
-    shares = importances(settings, scores)
-    assert next(iter(shares)) == "lr"
-    assert shares["lr"] > 0.7
-    assert sum(shares.values()) == pytest.approx(1)
-    assert importances(settings[:3], scores[:3]) == {}

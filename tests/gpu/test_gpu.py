@@ -69,3 +69,23 @@ def test_a_run_trains_and_resumes(tmp_path: Path, data: str) -> None:
         assert done.returncode == 0, done.stderr
     assert [row["epoch"] for row in tables.read_rows(tmp_path / "run" / "metrics.csv")] == [0, 1]
     assert read(tmp_path / "run" / RESUME)["training"]["epoch"] == 2
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
+def test_batch_norm_over_the_windows_of_all_gpus_trains_as_one_gpu_does(tmp_path: Path) -> None:
+    common = [
+        "logger=none", "model=unet", "model.channels=[4,8]", "model.norm=batch", "data=satellite", "data.window=[64,64]",
+        "data.margin=[8,8]", "data.steps_per_epoch=4", "data.batch_size=4", "trainer.max_epochs=2", "trainer.precision=32", "loss=ce",
+    ]  # fmt: skip
+    losses = {}
+    for name, more in {
+        "one": ["trainer=gpu"],
+        "two": ["trainer=ddp", "trainer.sync_batchnorm=true"],
+        "each": ["trainer=ddp"],
+    }.items():
+        own = [f"hydra.run.dir={tmp_path / name}", *more, f"trainer.devices={1 if name == 'one' else 2}"]
+        done = subprocess.run([sys.executable, TRAIN, *common, *own], capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        losses[name] = [row["train/loss"] for row in tables.read_rows(tmp_path / name / "metrics.csv")]
+    assert losses["two"] == pytest.approx(losses["one"], rel=1e-4)
+    assert losses["each"] != pytest.approx(losses["one"], rel=1e-4)

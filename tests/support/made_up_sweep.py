@@ -1,7 +1,7 @@
 """A sweep by our sweepers and Hydra's launcher, of a training that is made up: `python made_up_sweep.py LOG overrides`.
 
-Each point notes in the file LOG that it begins and ends, takes 0.05 s, and reaches a score that its overrides decide. `seed=13` fails,
-`seed=99` ends the process as the system would.
+Each point notes in the file LOG that it begins and ends, takes 0.05 s (or what POINT_SECONDS says), and reaches a score that its
+overrides decide. `seed=13` fails, `seed=99` ends the process as the system would.
 """
 
 import json
@@ -42,7 +42,7 @@ def sweep(overrides: list[str], log: Path) -> Any:
                 raise ValueError("thirteen")
             if config.seed == 99:
                 os._exit(1)
-            time.sleep(0.05)
+            time.sleep(float(os.environ.get("POINT_SECONDS", "0.05")))
             score = -((math.log10(config.optimizer.lr) + 3) ** 2) - config.seed
             (folder / "costs.json").write_text(json.dumps({"weights": 10 * config.optimizer.lr, "seconds": 1}))
             note("end", folder)
@@ -62,8 +62,8 @@ def sweep(overrides: list[str], log: Path) -> Any:
         return sweeper.sweep(arguments=list(config.hydra.overrides.task))
 
 
-def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
-    """The same in a process of its own, in a folder that its sweeps come to lie in."""
+def start(folder: Path, *overrides: str, seconds: float = 0.05) -> subprocess.Popen[str]:
+    """The same in a process of its own, in a folder that its sweeps come to lie in; a point takes so many seconds."""
     folder.mkdir(exist_ok=True)
     path = os.pathsep.join([str(Path(__file__).parents[2] / "src"), str(Path(__file__).parent)])
     command = [sys.executable, __file__, "log", *overrides]
@@ -73,8 +73,12 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "POINT_SECONDS": str(seconds)},
     )
+
+
+def begun(log: Path) -> int:
+    return sum(line.startswith("begin ") for line in log.read_text().splitlines())
 
 
 def ended(log: Path) -> Counter[str]:

@@ -8,7 +8,7 @@ from made_up_runs import write_run
 from omegaconf import OmegaConf
 
 from segline.config import OWN, own_data
-from segline.inference.members import locate_all
+from segline.inference.members import is_of_folds, locate_all
 from segline.inference.predictor import Settings
 from segline.scoring import open_all
 from segline.sweep.ensembles import write_ensembles
@@ -68,3 +68,25 @@ def test_an_ensemble_names_no_files_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "ensemble" / "members.json").write_text('{"members": ["/etc/passwd", "../../x"]}')
     with pytest.raises(ValueError, match=f"there is no checkpoint {tmp_path}/passwd"):
         locate_all(str(tmp_path / "ensemble"))
+
+
+def test_names_do_not_depend_on_what_has_ended_and_never_collide(tmp_path: Path) -> None:
+    points = [Point(f"{model}_{k}", (f"model={model}", f"seed={k}")) for model in ("unet", "fcn") for k in range(2)]
+    for point in points[:2]:
+        write_run(tmp_path / point.name, {"cell": [0.5]})
+    assert [folder.name for folder in write_ensembles(tmp_path, points)] == ["ensemble_model=unet"]
+    alike = [Point(f"{key}_{k}", (f"{key}=0.1", f"seed={k}")) for key in ("a.rate", "b.rate") for k in range(2)]
+    for point in alike:
+        write_run(tmp_path / point.name, {"cell": [0.5]})
+    assert [folder.name for folder in write_ensembles(tmp_path, alike)] == [
+        "ensemble_rate=0.1_0",
+        "ensemble_rate=0.1_1",
+    ]
+
+
+def test_seeds_of_one_fold_are_no_folds(tmp_path: Path) -> None:
+    points = [Point(f"{seed}", ("data.fold=[0,5]", f"seed={seed}")) for seed in range(2)]
+    for point in points:
+        write_run(tmp_path / point.name, {"cell": [0.5]}, split="test")
+    (folder,) = write_ensembles(tmp_path, points)
+    assert not is_of_folds(folder)

@@ -9,7 +9,7 @@ import optuna
 import pytest
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from made_up_sweep import ended, start, sweep
+from made_up_sweep import begun, ended, start, sweep
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
@@ -96,6 +96,25 @@ def test_the_best_trial_is_an_experiment(tmp_path: Path) -> None:
     assert (config.optimizer.lr, config.model.channels) == (best["optimizer.lr"], [4, 8])
 
 
+def test_the_best_trial_of_an_experiment_goes_on_top_of_it(tmp_path: Path) -> None:
+    """The experiment chooses the data and much else, which nothing on the command line says."""
+    sweep(
+        ["experiment=camvid_fast", *SEARCH, "hydra.sweeper.n_trials=3", f"hydra.sweep.dir={tmp_path / 'search'}"],
+        tmp_path / "log",
+    )
+    plain = compose(["experiment=camvid_fast"])
+    config = compose([f"hydra.searchpath=[file://{tmp_path / 'search'}]", "experiment=best"])
+    best = study(tmp_path / "search").best_trial.params
+    assert (config.model, config.data.root) == (plain.model, plain.data.root)
+    assert config.optimizer.lr == best["optimizer.lr"] != plain.optimizer.lr
+
+
+def test_a_choice_that_does_not_exist_is_said_before_any_trial(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="nonsense"):
+        sweep([*SEARCH, "loss=dice_ce,ce,nonsense", f"hydra.sweep.dir={tmp_path / 'search'}"], tmp_path / "log")
+    assert not (tmp_path / "log").exists()
+
+
 def test_values_of_all_kinds_read_back_from_an_experiment() -> None:
     content = experiment(
         ["data/augment=none", "data/weight_map=null", "a.b=null", "a.c=[1,x]", "a.d=1e-3", "+e=true", "sweep=optuna"]
@@ -134,6 +153,13 @@ def test_a_trial_that_fails_is_told_and_counts(tmp_path: Path) -> None:
         (["hydra.sweeper.n_trials=0"], "hydra.sweeper.n_trials is 0; expected 1 or more"),
         (["hydra.sweeper.params={}"], "there is nothing to search; give values or intervals"),
         (["optimizer.lr=interval(1,0.5)"], r"optimizer.lr=interval\(1,0.5\) is no interval"),
+        (["optimizer.lr=tag(log,interval(0,1))"], "has no logarithm at its start; expected one above 0"),
+        (["seed=tag(log,range(1,9))"], r"has steps; expected tag\(log,interval\(1,100\)\) without"),
+        (
+            ["+hydra.sweeper.constraints.weihgts=1"],
+            "constraints.weihgts is 1; expected a number above 0 for some of weights, steps",
+        ),
+        (["hydra.sweeper.constraints.steps=0"], "constraints.steps is 0; expected a number above 0"),
     ],
 )
 def test_what_cannot_be_searched_is_refused(tmp_path: Path, overrides: list[str], said: str) -> None:
@@ -211,9 +237,9 @@ def test_several_commands_work_on_one_study(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_search_that_is_killed_trains_each_trial_once(tmp_path: Path) -> None:
     for _ in range(6):
-        process = start(tmp_path, *SEARCH, "hydra.sweeper.n_trials=8", "hydra.sweep.dir=search")
+        process = start(tmp_path, *SEARCH, "hydra.sweeper.n_trials=8", "hydra.sweep.dir=search", seconds=1)
         try:
-            process.communicate(timeout=2.5)
+            process.communicate(timeout=4)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
@@ -223,3 +249,4 @@ def test_a_search_that_is_killed_trains_each_trial_once(tmp_path: Path) -> None:
     assert [trial.state for trial in study(tmp_path / "search").trials] == [TrialState.COMPLETE] * 8
     assert len(ended(tmp_path / "log")) == 8
     assert set(ended(tmp_path / "log").values()) == {1}
+    assert begun(tmp_path / "log") > 8  # some were killed at work

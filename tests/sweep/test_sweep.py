@@ -4,10 +4,11 @@ import json
 import random
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from made_up_sweep import ended, start, sweep
+from made_up_sweep import begun, ended, start, sweep
 
 from segline.sweep.folder import SWEEP
 from segline.sweep.grid import point_name
@@ -159,7 +160,7 @@ def test_two_sweeps_that_start_at_once_share_nothing(tmp_path: Path) -> None:
 def test_a_sweep_that_is_killed_twenty_times_does_each_point_once(tmp_path: Path) -> None:
     rng = random.Random(0)
     for _ in range(20):
-        process = start(tmp_path, *GRID, "hydra.sweep.dir=sweep")
+        process = start(tmp_path, *GRID, "hydra.sweep.dir=sweep", seconds=0.5)
         time.sleep(rng.uniform(0.5, 2.5))
         process.kill()
         process.communicate()
@@ -171,6 +172,7 @@ def test_a_sweep_that_is_killed_twenty_times_does_each_point_once(tmp_path: Path
     # One that was killed between its end and its scores is the only one that may end twice; here that takes microseconds.
     assert len(ended(tmp_path / "log")) == 12
     assert set(ended(tmp_path / "log").values()) == {1}
+    assert begun(tmp_path / "log") > 12  # some were killed at work
     assert json.loads((tmp_path / "sweep" / SWEEP).read_text())["overrides"] == GRID
 
 
@@ -199,3 +201,18 @@ def test_a_worker_that_is_killed_costs_no_point(tmp_path: Path) -> None:
     assert process.returncode == 1, said
     assert "1_seed=99: it ended without a word" in said
     assert set(ended(tmp_path / "log")) == {"0_seed=0", "2_seed=1", "3_seed=2"}
+
+
+def test_a_launcher_that_starts_nothing_is_said_at_once(tmp_path: Path) -> None:
+    """Without SLURM there is no srun."""
+    with pytest.raises(ValueError, match=r"the launcher ended with .*srun.*; nothing was started"):
+        sweep(["seed=0,1", "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
+
+
+def test_asking_for_a_point_holds_nobody_up(tmp_path: Path) -> None:
+    """Of many that ask while others claim, none takes an idle point for one at work."""
+    (tmp_path / ".claim").touch()
+    with ThreadPoolExecutor(8) as pool:
+        states = list(pool.map(lambda _: state_of(tmp_path), range(400)))
+    once(tmp_path, lambda: None)
+    assert set(states) == {State.OPEN}

@@ -22,6 +22,7 @@ _HELP = """Compare runs: which is better, and is it so?
 Runs that differ by their seeds alone are one method. Their scores are averaged over seeds for each case, then over the cases of a
 group (patient, scene, tile). For each pair of methods: the mean difference with an interval of 95 % (paired bootstrap of groups), and a
 test by flips of signs, corrected for the number of pairs (Holm), which alone decides: better, worse, no evidence, or too few groups.
+A class that neither the truth nor the prediction of a case has gives no score; where another of these runs invents it, this one gets 1.
 
   metric=dice_case        score of a case: {metrics}; of one class: dice_case/nucleus
   split=test              part of the data; by default the test part where all runs have one, else val

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from segline.comparison.methods import Method, find_methods
 from segline.comparison.runs import Cases, Run, find_runs
-from segline.comparison.statistics import LEAST_GROUPS, Pair, compare, group_means
+from segline.comparison.statistics import Pair, compare, group_means, least_groups
 from segline.words import count_of
 
 #: What is said of a case by its name in the logged scores -> by its column in a run's table of cases.
@@ -69,7 +69,7 @@ def compare_runs(
     Raises:
         ValueError: There are no runs, no scores, or no such metric, split or method.
     """
-    runs = find_runs(places)
+    runs, empty = find_runs(places)
     finished = [run for run in runs if run.finished]
     if not finished:
         raise ValueError(
@@ -87,7 +87,12 @@ def compare_runs(
     reached = {folder: _mean_of_groups(of_cases, groups) for folder, of_cases in of_run.items()}
     methods.sort(key=lambda method: -np.nan_to_num(mean(reached[run.folder] for run in method.runs)))
     scores = np.array([_mean(np.array([of_run[run.folder] for run in method.runs]), 0) for method in methods])
-    notes = [*_unfinished(runs), *_doubts(methods, scores, groups, split)]
+    notes = [
+        *_left_out("hold no run", empty),
+        *_left_out("have not ended", [run.name for run in runs if not run.finished]),
+        *_mixed(finished, tables.values()),
+        *_doubts(methods, scores, groups, split, against),
+    ]
     rows = {folder: row for row, folder in enumerate(tables)}
     of_class = {
         name: [_mean_of_groups(_mean(of_class[[rows[run.folder] for run in m.runs]], 0), groups) for m in methods]
@@ -168,16 +173,30 @@ def _find(methods: Sequence[Method], name: str) -> str:
     )
 
 
-def _unfinished(runs: Sequence[Run]) -> list[str]:
-    left = [run.name for run in runs if not run.finished]
-    if not left:
+def _left_out(why: str, names: Sequence[str]) -> list[str]:
+    if not names:
         return []
-    return [
-        f"Left out, for they have not ended: {', '.join(left[:5])}{f' and {len(left) - 5} more' if len(left) > 5 else ''}."
-    ]
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return [f"Left out, for they {why}: {', '.join(names[:5])}{more}."]
 
 
-def _doubts(methods: Sequence[Method], scores: NDArray[np.float64], groups: Sequence[str], split: str) -> list[str]:
+def _mixed(runs: Sequence[Run], tables: Iterable[Cases]) -> list[str]:
+    """What makes cases of one name doubtful."""
+    notes = []
+    if len(data := dict.fromkeys(str(run.settings.get("data")) for run in runs)) > 1:
+        notes.append(f"Runs are of different data ({', '.join(data)}): cases of one name are taken for the same.")
+    groups: dict[str, set[str]] = {}
+    for table in tables:
+        for name, group in zip(table.names, table.groups, strict=True):
+            groups.setdefault(name, set()).add(group)
+    if any(len(of_case) > 1 for of_case in groups.values()):
+        notes.append("Runs group their cases differently (data.group): the last run's groups are taken.")
+    return notes
+
+
+def _doubts(
+    methods: Sequence[Method], scores: NDArray[np.float64], groups: Sequence[str], split: str, against: str | None
+) -> list[str]:
     """What weakens the conclusions."""
     notes = []
     if split == "val":
@@ -197,9 +216,11 @@ def _doubts(methods: Sequence[Method], scores: NDArray[np.float64], groups: Sequ
         notes.append(
             f"{count_of(missing, 'case')} of {scores.shape[1]} have no score of some method, and are left out of its pairs."
         )
-    if len(set(groups)) < LEAST_GROUPS:
+    num_pairs = len(methods) - 1 if against else len(methods) * (len(methods) - 1) // 2
+    if len(set(groups)) < (needed := least_groups(num_pairs)):
         notes.append(
-            f"There are {count_of(len(set(groups)), 'group')}; with fewer than {LEAST_GROUPS} no test can show a difference."
+            f"There are {count_of(len(set(groups)), 'group')}; with fewer than {needed} no test can show a difference of "
+            f"{count_of(len(methods), 'method')}{'' if against or num_pairs < 2 else '; against=METHOD tests fewer pairs'}."
         )
     return notes
 

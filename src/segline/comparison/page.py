@@ -38,10 +38,11 @@ def write_with_panels(path: Path, comparison: Comparison) -> None:
     from segline.comparison.panels import NOTE, draw_panels
 
     try:
-        write(path, comparison, draw_panels(comparison), NOTE)
+        panels = draw_panels(comparison)
     except (ValueError, OSError) as error:
         print(f"without pictures: {error}", file=sys.stderr)
-        write(path, comparison)
+        panels = []
+    write(path, comparison, panels, NOTE)
 
 
 def write(path: Path, comparison: Comparison, panels: Sequence[Mapping[str, Any]] = (), panels_note: str = "") -> None:
@@ -58,9 +59,9 @@ def write(path: Path, comparison: Comparison, panels: Sequence[Mapping[str, Any]
 
     runs = [run for method in comparison.methods for run in method.runs]
     swept = [key for key in differing(runs) if key not in SEEDS][:_SWEPT]
-    shares = importances([{key: run.settings.get(key) for key in swept} for run in runs], _scores(comparison, runs))
-    # What stands in a script ends at the first tag that ends it.
-    data = json.dumps(_data(comparison, runs, swept, shares), separators=(",", ":")).replace("<", "\\u003c")
+    scored = [run for run in runs if comparison.reached[run.folder] == comparison.reached[run.folder]]
+    shares = importances([{key: run.settings.get(key) for key in swept} for run in scored], _scores(comparison, scored))
+    data = json.dumps(_finite(_data(comparison, runs, swept, shares)), separators=(",", ":"), allow_nan=False)
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
@@ -71,6 +72,7 @@ def write(path: Path, comparison: Comparison, panels: Sequence[Mapping[str, Any]
         "curves": "Learning curves",
         "cost": "Cost",
         "settings": "Settings" if swept else None,
+        "classes": "Classes" if len(comparison.of_class) > 1 else None,
         "groups": "Groups",
         "cases": "Pictures" if panels else None,
         "diff": "Differences" if swept else None,
@@ -99,7 +101,8 @@ def write(path: Path, comparison: Comparison, panels: Sequence[Mapping[str, Any]
         panels=panels,
         panels_note=panels_note,
         diff=_diff_rows(comparison, swept),
-        data=data,
+        # What stands in a script ends at the first tag that ends it.
+        data=data.replace("<", "\\u003c"),
         plotly=get_plotlyjs(),
     )
     with committed(path) as temporary:
@@ -142,7 +145,7 @@ def _data(
             }
             for run in runs
         ],
-        "forest": [{key: _finite(value) for key, value in asdict(pair).items()} for pair in _shown(comparison)],
+        "forest": [asdict(pair) for pair in _shown(comparison)],
     }
 
 
@@ -246,4 +249,9 @@ def _short(value: float) -> float:
 
 
 def _finite(value: Any) -> Any:
+    """Plain data with None for all that JSON has no number for: a rate that diverged, a class without a score."""
+    if isinstance(value, dict):
+        return {key: _finite(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_finite(one) for one in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -13,6 +13,7 @@ from PIL import Image
 
 from segline import pictures
 from segline.comparison.compare import Comparison
+from segline.comparison.methods import Method
 from segline.comparison.runs import Run
 from segline.config import OWN, compose
 from segline.data.datamodule import SegmentationDataModule
@@ -20,6 +21,7 @@ from segline.examples import choose_view, show_place
 from segline.inference.predictor import Predictor, Settings
 from segline.labels import IGNORE_INDEX
 from segline.scoring import open_all
+from segline.words import in_quotes
 
 #: Cases and methods that are shown at most, and pixels of a picture's longer side.
 _CASES, _METHODS, _SIDE = 4, 6, 480
@@ -45,19 +47,29 @@ def draw_panels(comparison: Comparison) -> list[dict[str, Any]]:
         {"title": f"{comparison.names[k]}, {spread[k]:.3f} apart", "panels": []} for k in chosen
     ]
     for row, method in enumerate(methods):
-        shown = _predict(method.runs[0], comparison.split, [comparison.names[k] for k in chosen])
-        for k, of_case, drawn in zip(chosen, rows, shown, strict=True):
+        shown = dict(_predict(method, comparison.split, [comparison.names[k] for k in chosen]))
+        for k, of_case in zip(chosen, rows, strict=True):
+            drawn = shown[comparison.names[k]]
             if row == 0:
                 of_case["panels"] += [_panel("image", drawn["rgb"]), _panel("truth", drawn["truth"])]
             of_case["panels"].append(_panel(f"{method.name}: {scores[row, k]:.3f}", drawn["error"]))
     return rows
 
 
-def _predict(run: Run, split: str, names: Sequence[str]) -> Iterator[dict[str, NDArray[np.uint8]]]:
+def _predict(method: Method, split: str, names: Sequence[str]) -> Iterator[tuple[str, dict[str, NDArray[np.uint8]]]]:
+    """Pictures of what a method says of some cases, by the first of its runs that has each: of folds each tests others."""
+    left = list(names)
+    for run in method.runs:
+        cases = run.cases(split)
+        if own := [name for name in left if cases is not None and name in cases.names]:
+            yield from zip(own, _predict_by(run, split, own), strict=True)
+            left = [name for name in left if name not in own]
+
+
+def _predict_by(run: Run, split: str, names: Sequence[str]) -> Iterator[dict[str, NDArray[np.uint8]]]:
     """Pictures of what a run says of some cases."""
     predictor, data = _open(run, split)
     labels = data.labels
-
     by_name = {case.name: case for case in data.cases[split]}
     for name in names:
         case = by_name[name]
@@ -71,7 +83,7 @@ def _predict(run: Run, split: str, names: Sequence[str]) -> Iterator[dict[str, N
 
 def _open(run: Run, split: str) -> tuple[Predictor, SegmentationDataModule]:
     settings = Settings(str(run.folder))
-    config = compose([f"checkpoint='{run.folder}'", f"split={split}"], "eval", str(run.folder))
+    config = compose([f"checkpoint={in_quotes(str(run.folder))}", f"split={split}"], "eval", str(run.folder))
     paths, _, data, _ = open_all(config, OWN, settings)
     return Predictor(paths, settings), data
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -54,12 +53,12 @@ class Run:
     @cached_property
     def scores(self) -> dict[str, float]:
         """What the best weights reached, by logged name; empty of a run that has not ended."""
-        return _json(self.folder / "scores.json")
+        return tables.read_json(self.folder / tables.SCORES)
 
     @cached_property
     def costs(self) -> dict[str, float]:
         """What it took: `weights`, `steps`, `seconds` of training, `memory_mb` at most; empty of a run that has not ended."""
-        return _json(self.folder / "costs.json")
+        return tables.read_json(self.folder / tables.COSTS)
 
     @cached_property
     def history(self) -> list[dict[str, float]]:
@@ -99,24 +98,30 @@ class Cases:
     columns: dict[str, NDArray[np.float64]]
 
 
-def find_runs(places: Sequence[str]) -> list[Run]:
+def find_runs(places: Sequence[str]) -> tuple[list[Run], list[str]]:
     """The runs of folders: each a run's, or one that holds such, as a sweep does; `*` and the like stand for any names.
 
+    Returns:
+        The runs, and the places that hold none.
+
     Raises:
-        ValueError: There is no run in one of the places, or a run's config cannot be read.
+        ValueError: A place does not exist, none holds a run, or a run's config cannot be read.
     """
+    empty = []
     found: dict[Path, Run] = {}
     for place in places:
         # A name may hold signs of a pattern itself.
         folders = [Path(place)] if Path(place).exists() else [Path(one) for one in sorted(glob.glob(place))]
         runs = {path.parent.resolve(): path for folder in folders for path in _configs(folder)}
         if not runs:
+            empty.append(place)
+        if not folders or (place == places[-1] and not found | runs):
             what = "holds no run" if folders else "does not exist"
             raise ValueError(
                 f"{place} {what}; expected folders that src/train.py has left, such as runs/*, each with its {CONFIG}"
             )
         found |= {folder: _read(path) for folder, path in runs.items() if folder not in found}
-    return list(found.values())
+    return list(found.values()), empty
 
 
 def _configs(folder: Path) -> Iterator[Path]:
@@ -153,7 +158,3 @@ def _natural(name: str) -> list[tuple[int, str]]:
     import re
 
     return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _json(path: Path) -> dict[str, float]:
-    return json.loads(path.read_text()) if path.is_file() else {}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
@@ -15,7 +16,10 @@ from segline.metrics.bootstrap import interval
 LEAST_GROUPS = 6
 #: Up to so many differences all flips of signs are tried.
 _MOST_EXACT = 16
+#: Draws of flips where there are more; for many pairs as many as let the least p survive the correction.
 _DRAWS = 20_000
+#: Chance at most that any verdict "better" or "worse" is given where no method differs from another.
+_LEVEL = 0.05
 #: Differences of means that are told apart at most, for rounding makes equal ones differ: in units of the largest sum.
 _ROUNDING = 1e-12
 
@@ -59,8 +63,6 @@ def compare(
     groups: Sequence[object],
     *,
     against: str | None = None,
-    maximize: bool = True,
-    level: float = 0.05,
 ) -> list[Pair]:
     """Compare methods pair by pair; what they are asked on is the same for all.
 
@@ -70,8 +72,6 @@ def compare(
         scores: By method, of each case, `[N]`, a mean over seeds; nan where a case has none, which leaves it out of the pair.
         groups: What each case belongs to, `[N]`: patient, scene or tile.
         against: The method that all others are compared with; None: all pairs.
-        maximize: Whether more is better.
-        level: Chance at most that any verdict "better" or "worse" is given where no method differs from another.
 
     Raises:
         ValueError: Lengths differ, there are fewer than two methods, or none is called `against`.
@@ -94,23 +94,24 @@ def compare(
             f"{wrong[0]} has scores {values[wrong[0]].shape} of {len(groups)} cases; expected one each, [N]"
         )
     named = combinations(values, 2) if against is None else ((name, against) for name in values if name != against)
-    pairs = [_pair(one, other, group_means(values[one] - values[other], groups)) for one, other in named]
-    if not maximize:
-        pairs = [replace(pair, wins=pair.losses, losses=pair.wins) for pair in pairs]
-    tested = [k for k, pair in enumerate(pairs) if pair.num_groups >= LEAST_GROUPS]
-    for k, p in zip(tested, holm([pairs[k].p for k in tested]), strict=True):
-        better = (pairs[k].difference > 0) == maximize
-        pairs[k] = replace(pairs[k], p=p, verdict=("better" if better else "worse") if p <= level else "no evidence")
-    return pairs
+    differences = {pair: group_means(values[pair[0]] - values[pair[1]], groups) for pair in named}
+    tested = {pair: own for pair, own in differences.items() if len(own) >= LEAST_GROUPS}
+    ps = dict(zip(tested, holm(sign_flips(list(tested.values()))), strict=True))
+    # Of few groups and many pairs none could pass, whatever the scores are.
+    decidable = any(least_p(len(own), len(tested)) * len(tested) <= _LEVEL for own in tested.values())
+    return [_pair(*pair, own, ps.get(pair, float("nan")), decidable) for pair, own in differences.items()]
 
 
-def _pair(one: str, other: str, differences: NDArray[np.float64]) -> Pair:
-    """A pair before correction; wins are those of a score of which more is better."""
+def _pair(one: str, other: str, differences: NDArray[np.float64], p: float, decidable: bool) -> Pair:
     difference, low, high = interval(differences)
-    few = len(differences) < LEAST_GROUPS
     wins, ties, losses = (int((np.sign(differences) == sign).sum()) for sign in (1, 0, -1))
-    p = float("nan") if few else sign_flip(differences)
-    return Pair(one, other, difference, low, high, p, wins, ties, losses, "too few groups")
+    if p != p or not decidable:
+        verdict = "too few groups"
+    elif p > _LEVEL:
+        verdict = "no evidence"
+    else:
+        verdict = "better" if difference > 0 else "worse"
+    return Pair(one, other, difference, low, high, p, wins, ties, losses, verdict)
 
 
 def group_means(values: ArrayLike, groups: Sequence[object]) -> NDArray[np.float64]:
@@ -125,29 +126,58 @@ def group_means(values: ArrayLike, groups: Sequence[object]) -> NDArray[np.float
     return np.bincount(places, of_case[there]) / np.bincount(places)
 
 
-def sign_flip(differences: ArrayLike, seed: int = 0) -> float:
-    """Two-sided p of the mean of paired differences: how often flipped signs give one as far from zero.
+def sign_flips(differences: Sequence[ArrayLike]) -> list[float]:
+    """Two-sided p of the mean of paired differences, of each pair: how often flipped signs give one as far from zero.
 
     Where two methods are equally good, a difference may as well have the other sign. All flips are tried for up to 16 differences, else
-    20,000 are drawn, the observed one among them.
+    20,000 are drawn (more for very many pairs), the observed one among them.
 
-    >>> sign_flip([1.0, 2.0, 3.0])
-    0.25
+    >>> sign_flips([[1.0, 2.0, 3.0], [1.0, -1.0]])
+    [0.25, 1.0]
     """
-    values = np.asarray(differences, np.float64)
-    if not len(values):
-        return 1.0
-    observed = abs(values.sum()) - _ROUNDING * np.abs(values).sum()
-    if len(values) <= _MOST_EXACT:
+    values = [np.asarray(own, np.float64) for own in differences]
+    ps = [1.0] * len(values)
+    for size in {len(own) for own in values} - {0}:
+        of_size = [k for k, own in enumerate(values) if len(own) == size]
+        together = np.stack([values[k] for k in of_size], 1)  # [G, P]
+        observed = np.abs(together.sum(0)) - _ROUNDING * np.abs(together).sum(0)
+        reached, tried = np.zeros(len(of_size)), 0
+        for signs in _signs(size, len(values)):
+            reached += (np.abs(signs @ together) >= observed).sum(0)
+            tried += len(signs)
+        for k, count in zip(of_size, reached, strict=True):
+            ps[k] = float(count / tried)
+    return ps
+
+
+def least_groups(num_pairs: int) -> int:
+    """Groups below which no test of so many pairs can show a difference.
+
+    >>> least_groups(1), least_groups(3), least_groups(10)
+    (6, 7, 9)
+    """
+    return next(size for size in range(LEAST_GROUPS, 100) if least_p(size, num_pairs) * max(num_pairs, 1) <= _LEVEL)
+
+
+def least_p(num_groups: int, num_pairs: int = 1) -> float:
+    """The least that `sign_flips` can give so many groups, where so many pairs are tested."""
+    return 2.0 ** (1 - num_groups) if num_groups <= _MOST_EXACT else 1 / _num_draws(num_pairs)
+
+
+def _num_draws(num_pairs: int) -> int:
+    return max(_DRAWS, math.ceil(2 * num_pairs / _LEVEL))
+
+
+def _signs(size: int, num_pairs: int) -> Iterator[NDArray[np.float64]]:
+    """Flips of so many differences, `[F, G]`, in parts."""
+    if size <= _MOST_EXACT:
         # Half of them: the others are these with all signs flipped.
-        signs = 1.0 - 2.0 * (np.arange(2 ** (len(values) - 1))[:, None] >> np.arange(len(values)) & 1)
-        return float((np.abs(signs @ values) >= observed).mean())
-    rng = np.random.default_rng(seed)
-    reached = 1
-    for start in range(1, _DRAWS, 1000):
-        signs = rng.integers(2, size=(min(1000, _DRAWS - start), len(values))) * 2.0 - 1.0
-        reached += int((np.abs(signs @ values) >= observed).sum())
-    return reached / _DRAWS
+        yield np.where(np.arange(2 ** (size - 1))[:, None] >> np.arange(size) & 1, -1.0, 1.0)
+        return
+    rng = np.random.default_rng(0)
+    yield np.ones((1, size))
+    for start in range(1, draws := _num_draws(num_pairs), 1000):
+        yield np.where(rng.integers(2, size=(min(1000, draws - start), size)), -1.0, 1.0)
 
 
 def holm(ps: Sequence[float]) -> list[float]:

@@ -11,7 +11,7 @@ from segline.comparison.methods import Method
 from segline.comparison.statistics import Pair
 from segline.words import count_of
 
-#: Pairs in a table of text at most: all of them stand in a page.
+#: Pairs in a table on the terminal at most.
 _SAID = 10
 #: Methods that a sentence names at most.
 _NAMED = 5
@@ -27,7 +27,10 @@ def said(comparison: Comparison, style: str = "plain") -> str:
         method_table(comparison, style),
     ]
     if comparison.pairs:
-        parts += [pair_table(comparison, style)] if len(comparison.pairs) <= _SAID else []
+        if style != "plain" or len(comparison.pairs) <= _SAID:
+            parts.append(pair_table(comparison, style))
+        else:
+            parts.append(f"A page has all {len(comparison.pairs)} pairs: output=compare.html")
         parts.append(_prose(verdicts(comparison), style))
     return "\n\n".join([*parts, *(_prose([note], style) for note in comparison.notes)])
 
@@ -52,9 +55,10 @@ def method_rows(comparison: Comparison) -> list[list[str]]:
     rows = []
     for method in comparison.methods:
         reached = [comparison.reached[run.folder] for run in method.runs]
-        spread = f" ± {stdev(reached):.4f}" if len(reached) > 1 else ""
+        known = [score for score in reached if score == score]
+        spread = f" ± {stdev(known):.4f}" if len(known) > 1 else ""
         costs = [_cost(method, "weights", 1e6, 2), _cost(method, "steps", 1, 0), _cost(method, "seconds", 60, 1)]
-        rows.append([method.name, str(len(reached)), f"{mean(reached):.4f}{spread}", *costs])
+        rows.append([method.name, str(len(reached)), f"{mean(known):.4f}{spread}" if known else "–", *costs])
     head = ["Method", "Runs", f"{comparison.split}/{comparison.metric}", "Million weights", "Steps", "Minutes"]
     return [head, *rows]
 

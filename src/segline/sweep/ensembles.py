@@ -8,7 +8,8 @@ from typing import Any
 
 from segline import tables
 from segline.inference.members import MEMBERS
-from segline.sweep.points import SCORES, Point
+from segline.sweep.points import Point
+from segline.tables import SCORES
 
 #: Overrides by which members of one ensemble differ.
 _REPEATED = ("seed", "data.fold")
@@ -25,18 +26,19 @@ def write_ensembles(folder: Path, points: Sequence[Point]) -> list[Path]:
     """
     alike: dict[tuple[str, ...], list[Point]] = {}
     for point in points:
-        if (folder / point.name / SCORES).exists():
-            settings = tuple(override for override in point.overrides if override.partition("=")[0] not in _REPEATED)
-            alike.setdefault(settings, []).append(point)
+        settings = tuple(override for override in point.overrides if override.partition("=")[0] not in _REPEATED)
+        alike.setdefault(settings, []).append(point)
     made = []
-    for settings, members in alike.items():
+    for settings, of_setting in alike.items():
+        members = [point for point in of_setting if (folder / point.name / SCORES).exists()]
         if len(members) < 2:
             continue
         made.append(folder / _name(settings, list(alike)))
         made[-1].mkdir(exist_ok=True)
         rows = list(_out_of_fold(folder, members))
         tables.write_json(
-            made[-1] / MEMBERS, {"members": [f"../{point.name}" for point in members], "folds": bool(rows)}
+            made[-1] / MEMBERS,
+            {"members": [f"../{point.name}" for point in members], "folds": len({row["fold"] for row in rows}) > 1},
         )
         if rows:
             tables.write_cases(made[-1] / "cases.parquet", rows)
@@ -44,11 +46,15 @@ def write_ensembles(folder: Path, points: Sequence[Point]) -> list[Path]:
 
 
 def _name(settings: tuple[str, ...], all_settings: Sequence[tuple[str, ...]]) -> str:
-    """`ensemble`, and what is special of it where there are several."""
-    from segline.sweep.grid import slug
+    """`ensemble`, and what is special of it where there are several: then with a number, too, where that does not tell them apart."""
+    from segline.sweep.grid import cut, slug
 
-    special = [one for one in settings if not all(one in others for others in all_settings)]
-    return "_".join(["ensemble", *([slug(special)] if special else [])])
+    names = []
+    for one in all_settings:
+        special = [override for override in one if not all(override in others for others in all_settings)]
+        names.append(cut("_".join(["ensemble", *([slug(special)] if special else [])])))
+    number = all_settings.index(settings)
+    return names[number] if names.count(names[number]) == 1 else f"{names[number]}_{number}"
 
 
 def _out_of_fold(folder: Path, members: Sequence[Point]) -> Iterator[dict[str, Any]]:

@@ -45,8 +45,12 @@ def point_name(number: int, digits: int, overrides: Sequence[str]) -> str:
     >>> point_name(3, 2, ["data/augment=none", "model.channels=[8,16]", "optimizer.lr=0.0012520653814999472"])
     '03_augment=none,channels=[8,16],lr=0.001252'
     """
-    # A name ends at 255 bytes.
-    return f"{number:0{digits}d}_{slug(overrides)}".encode()[:200].decode(errors="ignore").rstrip("_")
+    return cut(f"{number:0{digits}d}_{slug(overrides)}").rstrip("_")
+
+
+def cut(name: str) -> str:
+    """A folder's name that is not too long: file systems take 255 bytes, and temporary ones have more than these."""
+    return name.encode()[:200].decode(errors="ignore")
 
 
 def slug(overrides: Sequence[str]) -> str:

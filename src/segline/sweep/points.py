@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import fcntl
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import IO
 
-#: What ends a point: scores of a training, or the word that it was given up for being worse than others.
-SCORES, PRUNED = "scores.json", "pruned.json"
+from segline.tables import SCORES
+
+#: What ends a point, as scores do: the word that it was given up for being worse than others.
+PRUNED = "pruned.json"
 #: Why a point failed.
 ERROR = "error.txt"
 #: Held by the process that is at work on a point.
 _CLAIM = ".claim"
+#: How often, and how long apart, a point is tried to be claimed.
+_TRIES, _SECONDS_A_TRY = 5, 0.05
 
 
 class State(Enum):
@@ -47,10 +53,14 @@ def state_of(folder: Path) -> State:
     for file, state in ((SCORES, State.FINISHED), (PRUNED, State.PRUNED)):
         if (folder / file).exists():
             return state
-    with _claim(folder, create=False) as mine:
-        if not mine:
-            return State.RUNNING
+    if _is_claimed(folder):
+        return State.RUNNING
     return State.FAILED if (folder / ERROR).exists() else State.OPEN
+
+
+def has_begun(folder: Path) -> bool:
+    """Whether a process has ever been at work on a point."""
+    return (folder / _CLAIM).exists()
 
 
 def once(folder: Path, task: Callable[[], None]) -> None:
@@ -71,19 +81,30 @@ def once(folder: Path, task: Callable[[], None]) -> None:
             raise
 
 
-@contextmanager
-def _claim(folder: Path, create: bool = True) -> Iterator[bool]:
-    """Try to hold a point; the claim goes with the process, however that ends."""
+def _is_claimed(folder: Path) -> bool:
+    """Whether a process is at work on a point. Asking holds nobody up but for the moment, and no one else who asks."""
     path = folder / _CLAIM
-    if create:
-        folder.mkdir(parents=True, exist_ok=True)
-    elif not path.exists():
-        yield True
-        return
+    if not path.exists():
+        return False
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+        return not _hold(file, fcntl.LOCK_SH)
+
+
+@contextmanager
+def _claim(folder: Path) -> Iterator[bool]:
+    """Try to hold a point; the claim goes with the process, however that ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / _CLAIM).open("a") as file:
+        mine = _hold(file, fcntl.LOCK_EX)
+        for _ in range(0 if mine else _TRIES):
+            time.sleep(_SECONDS_A_TRY)  # somebody may just be asking
+            mine = mine or _hold(file, fcntl.LOCK_EX)
+        yield mine
+
+
+def _hold(file: IO[str], how: int) -> bool:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

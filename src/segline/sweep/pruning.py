@@ -59,7 +59,8 @@ class Pruning(Callback):
         search = json.loads((self.folder.parent / SWEEP).read_text())["search"]
         study = optuna.load_study(
             study_name=search["study"] or self.folder.parent.name,
-            storage=os.environ[STORAGE],
+            # A machine of a cluster may not have been told.
+            storage=os.environ.get(STORAGE) or f"sqlite:///{self.folder.parent / 'study.db'}",
             pruner=build(OmegaConf.create(search["pruner"])),
         )
         trial = optuna.trial.Trial(study, study.trials[self.number]._trial_id)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import sys
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,11 +19,17 @@ from omegaconf import DictConfig, open_dict, read_write
 from segline.sweep.ensembles import write_ensembles
 from segline.sweep.folder import sweep_folder
 from segline.sweep.grid import grid
-from segline.sweep.points import ERROR, SCORES, Point, State, state_of
-from segline.words import count_of
+from segline.sweep.points import ERROR, Point, State, has_begun, state_of
+from segline.tables import SCORES, read_json
+from segline.words import count_of, in_quotes, less_is_better
 
 #: How often a point is started by one command: again if it ended without a word, as when the system killed it.
 MOST_STARTS = 2
+_SECONDS_BETWEEN_LOOKS = 1.0
+
+
+#: How points of a grid that failed are tried again.
+_AGAIN = "the same command tries them again"
 
 
 class Sweep:
@@ -72,7 +78,7 @@ class Sweep:
                 starts.update(point.name for point in todo)
             ensembles = write_ensembles(folder, points)
             further = "\n".join(f"ensemble  {one} (checkpoint= of predict.py)" for one in ensembles)
-            return self.report(folder, points, further, repeats=len(ensembles) == 1)
+            return self.report(folder, points, _AGAIN, further, repeats=len(ensembles) == 1)
 
     def check(self, points: Iterable[Point]) -> None:
         """Compose the configs of some points, for what is misspelt is said before hours are spent."""
@@ -93,6 +99,9 @@ class Sweep:
             folder: Of the sweep.
             points: Of it.
             first: Number of the first one.
+
+        Raises:
+            ValueError: The launcher could start none of them.
         """
         with read_write(self.config.hydra), open_dict(self.config.hydra):
             self.config.hydra.sweep.dir = str(folder)
@@ -101,18 +110,48 @@ class Sweep:
         )
         resume = [] if any(one.get_key_element() == "resume" for one in self.overrides) else ["resume=auto"]
         jobs = [
-            [*p.overrides, *resume, f"hydra.sweep.dir={_quoted(str(folder))}", f"hydra.sweep.subdir={_quoted(p.name)}"]
+            [
+                *p.overrides,
+                *resume,
+                f"hydra.sweep.dir={in_quotes(str(folder))}",
+                f"hydra.sweep.subdir={in_quotes(p.name)}",
+            ]
             for p in points
         ]
         try:
             launcher.launch(jobs, initial_job_idx=first)
         except Exception as error:  # of the launcher, such as a worker that was killed; points keep their own errors
-            print(f"the launcher ended with {type(error).__name__}: {error}", file=sys.stderr)
+            said = f"the launcher ended with {type(error).__name__}: {error}"
+            if not any(has_begun(folder / point.name) for point in points):
+                raise ValueError(f"{said}; nothing was started") from error
+            print(said, file=sys.stderr)
+            # Some launchers end at the first job that is killed, and others go on.
+            while any(state_of(folder / point.name) is State.RUNNING for point in points):
+                time.sleep(_SECONDS_BETWEEN_LOOKS)
+        except (KeyboardInterrupt, SystemExit):
+            there = len(list(folder.glob(f"*/{SCORES}")))
+            print(f"\nstopped   {folder}: {count_of(there, 'point')} done; the same command goes on", flush=True)
+            raise
 
     def report(
-        self, folder: Path, points: Sequence[Point], further: str = "", repeats: bool = False
+        self,
+        folder: Path,
+        points: Sequence[Point],
+        again: str,
+        further: str = "",
+        *,
+        best: Point | None = None,
+        repeats: bool = False,
     ) -> list[float | None]:
-        """Say how the points ended, and what else there is to say; the objective of each. Of repeats none is the best.
+        """Say how the points ended, and what else there is to say; the objective of each.
+
+        Args:
+            folder: Of the sweep.
+            points: Of it.
+            again: How those that failed are tried again.
+            further: What else there is to say.
+            best: The best point, where it is not the one of the best score.
+            repeats: Whether they differ by what nobody chooses among, as seeds: then none is the best.
 
         Raises:
             ValueError: Some failed.
@@ -122,35 +161,36 @@ class Sweep:
         counts = Counter(states.values())
         print(f"\nsweep     {folder}")
         print(f"          {', '.join(f'{counts[state]} {state.value}' for state in State if counts[state])}")
-        best = [(score, point.name) for score, point in zip(scores, points, strict=True) if score is not None]
-        if best and repeats and (folder / best[0][1] / "cases.parquet").exists():
+        reached = {
+            point: score
+            for point, score in zip(points, scores, strict=True)
+            if score is not None and best in (None, point)
+        }
+        if reached and repeats and (folder / next(iter(reached)).name / "cases.parquet").exists():
             from segline.comparison.compare import compare_runs
             from segline.comparison.text import said
 
             print(f"\n{said(compare_runs([str(folder)]))}\n")
-        elif best:
-            score, name = (min if self.minimize else max)(best)
-            print(f"best      {name}, {self.objective} {score:.4f}")
+        elif reached:
+            point = (min if self.minimize else max)(reached, key=lambda point: reached[point])
+            print(f"best      {point.name}, {self.objective} {reached[point]:.4f}")
         print(f"compare   python src/compare.py {folder}")
         print(further, end="\n" if further else "", flush=True)
         bad = [name for name, state in states.items() if state in (State.FAILED, State.OPEN)]
         if bad:
             why = "\n".join(f"  {name}: {_why(folder / name)}" for name in bad[:10])
-            raise ValueError(
-                f"{len(bad)} of {count_of(len(points), 'point')} failed; the same command tries them again:\n{why}"
-            )
+            raise ValueError(f"{len(bad)} of {count_of(len(points), 'point')} failed; {again}:\n{why}")
         return scores
 
     @property
     def minimize(self) -> bool:
         """Whether less of the objective is better."""
-        return self.objective.endswith("loss")
+        return less_is_better(self.objective)
 
 
 def read_objective(folder: Path, objective: str) -> float | None:
     """What a point reached; None if it has not ended, or where there is no such score."""
-    path = folder / SCORES
-    value = json.loads(path.read_text()).get(objective) if path.exists() else None
+    value = read_json(folder / SCORES).get(objective)
     return None if value is None or value != value else float(value)
 
 
@@ -179,8 +219,3 @@ def _why(folder: Path) -> str:
     if not path.exists():
         return "it ended without a word, as if it was killed"
     return f"{path.read_text().strip().splitlines()[-1]} ({path})"
-
-
-def _quoted(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace("'", "\\'")
-    return f"'{escaped}'"

@@ -20,6 +20,7 @@ from segline.sweep.grid import point_name
 from segline.sweep.points import Point, State, state_of
 from segline.sweep.pruning import STORAGE
 from segline.sweep.run import MOST_STARTS, Sweep, read_objective
+from segline.tables import COSTED, COSTS, read_json
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -72,6 +73,11 @@ class Search:
         self.sweep, self.n_trials, self.seed, self.batch = sweep, n_trials, seed, batch
         self.sampler, self.pruner, self.storage, self.name = sampler, pruner, storage, study
         self.constraints = {name: most for name, most in (constraints or {}).items() if most is not None}
+        for name, most in self.constraints.items():
+            if name not in COSTED or most <= 0:
+                raise ValueError(
+                    f"hydra.sweeper.constraints.{name} is {most}; expected a number above 0 for some of {', '.join(COSTED)}"
+                )
         self.space = {one.get_key_element(): distribution(one) for one in sweep.overrides if one.is_sweep_override()}
         if not self.space:
             raise ValueError(
@@ -85,7 +91,7 @@ class Search:
         Raises:
             ValueError: Some trials failed.
         """
-        self.sweep.check([self._point({key: _first(space) for key, space in self.space.items()}, 0)])
+        self.sweep.check(self._covering())
         with self.sweep.folder({"search": self._said()}, self._is_done) as folder:
             study = self._study(folder)
             there = len(study.trials)
@@ -104,7 +110,17 @@ class Search:
                     for trial in trials:
                         self._tell(study, folder, trial.number, starts)
             points = [self._point(trial.params, trial.number) for trial in study.trials]
-            return self.sweep.report(folder, points, self._write_best(study, folder))
+            again = "more trials take their place: set a larger hydra.sweeper.n_trials"
+            best = self._best(study)
+            further = self._write_best(study, folder, best)
+            best_point = None if best is None else self._point(best.params, best.number)
+            return self.sweep.report(folder, points, again, further, best=best_point)
+
+    def _covering(self) -> Iterator[Point]:
+        """Points that have each choice once at least, and one of each interval."""
+        choices = {key: getattr(space, "choices", (getattr(space, "low", None),)) for key, space in self.space.items()}
+        for number in range(max(map(len, choices.values()))):
+            yield self._point({key: values[number % len(values)] for key, values in choices.items()}, number)
 
     def _said(self) -> dict[str, Any]:
         plain = OmegaConf.to_container(OmegaConf.create({"sampler": self.sampler, "pruner": self.pruner}))
@@ -154,7 +170,7 @@ class Search:
         if trial.state.is_finished():
             return
         if state is State.FINISHED and score is not None:
-            costs, asked = _costs(run), Trial(study, trial._trial_id)
+            costs, asked = read_json(run / COSTS), Trial(study, trial._trial_id)
             for name, most in self.constraints.items():
                 asked.set_constraint(name, costs[name] / most - 1)
             for name, value in {"run": run.name, **costs}.items():
@@ -176,13 +192,18 @@ class Search:
         reporting = [f"trial={number}"] if self.pruner else []
         return Point(point_name(number, _DIGITS, searched), (*plain, *searched, *reporting))
 
-    def _write_best(self, study: Study, folder: Path) -> str:
+    def _best(self, study: Study) -> FrozenTrial | None:
+        """The best trial; None if none has ended, or none keeps the constraints."""
+        try:
+            return study.best_trial
+        except ValueError:
+            return None
+
+    def _write_best(self, study: Study, folder: Path, best: FrozenTrial | None) -> str:
         """Leave the best trial as a config for `experiment=best`; how that is used."""
         from segline.commit import committed
 
-        try:
-            best = study.best_trial
-        except ValueError:  # none has ended, or none keeps the constraints
+        if best is None:
             return "no trial has ended within the constraints" if self.constraints else "no trial has ended"
         point = self._point(best.params, best.number)
         content = experiment(point.overrides)
@@ -207,8 +228,14 @@ def distribution(override: Override) -> BaseDistribution:
         if low is None or high is None or low >= high:
             raise ValueError(f"{override.input_line} is no interval; expected one such as interval(0.1,0.5)")
         kind: Any = IntDistribution if isinstance(low, int) and isinstance(high, int) else FloatDistribution
+        if "log" in value.tags and low <= 0:
+            raise ValueError(f"{override.input_line} has no logarithm at its start; expected one above 0")
         return kind(low, high, log="log" in value.tags)
     if isinstance(value, RangeSweep) and value.start is not None and value.stop is not None:
+        if "log" in value.tags:
+            raise ValueError(
+                f"{override.input_line} has steps; expected tag(log,interval(1,100)) without, or a list of values"
+            )
         numbers = list(override.sweep_iterator())
         kind = IntDistribution if all(isinstance(number, int) for number in numbers) else FloatDistribution
         return kind(numbers[0], numbers[-1], step=value.step)
@@ -217,26 +244,19 @@ def distribution(override: Override) -> BaseDistribution:
 
 def experiment(overrides: Sequence[str]) -> dict[str, Any]:
     """Overrides as the content of an `experiment=` file: choices of groups as defaults, other values at their places."""
-    defaults, values = [], OmegaConf.create({})
+    defaults: list[Any] = []
+    values = OmegaConf.create({})
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         key = override.key_or_group
-        if key in ("sweep", "experiment", "trial", "resume"):
+        if key in ("sweep", "trial", "resume"):
             continue
-        if (CONF_DIR / key).is_dir():
+        if key == "experiment":
+            defaults.insert(0, f"/experiment/{override.value()}")  # what follows goes on top
+        elif (CONF_DIR / key).is_dir():
             defaults.append({f"override /{key}": override.value()})
         else:
             OmegaConf.update(values, key, override.value())
     return {"defaults": defaults, **OmegaConf.to_container(values)}  # type: ignore[dict-item]
-
-
-def _costs(run: Path) -> dict[str, float]:
-    path = run / "costs.json"
-    return yaml.safe_load(path.read_text()) if path.exists() else {}
-
-
-def _first(space: Any) -> Any:
-    """A value that is drawn from."""
-    return space.choices[0] if hasattr(space, "choices") else space.low
 
 
 @contextmanager
