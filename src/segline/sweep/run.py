@@ -101,7 +101,7 @@ class Sweep:
             first: Number of the first one.
 
         Raises:
-            ValueError: The launcher could start none of them.
+            ValueError: The launcher could start none of them, nor any before.
         """
         with read_write(self.config.hydra), open_dict(self.config.hydra):
             self.config.hydra.sweep.dir = str(folder)
@@ -122,7 +122,7 @@ class Sweep:
             launcher.launch(jobs, initial_job_idx=first)
         except Exception as error:  # of the launcher, such as a worker that was killed; points keep their own errors
             said = f"the launcher ended with {type(error).__name__}: {error}"
-            if not any(has_begun(folder / point.name) for point in points):
+            if not any(map(has_begun, folder.iterdir())):
                 raise ValueError(f"{said}; nothing was started") from error
             print(said, file=sys.stderr)
             # Some launchers end at the first job that is killed, and others go on.
@@ -140,7 +140,7 @@ class Sweep:
         again: str,
         further: str = "",
         *,
-        best: Point | None = None,
+        among: Sequence[Point] | None = None,
         repeats: bool = False,
     ) -> list[float | None]:
         """Say how the points ended, and what else there is to say; the objective of each.
@@ -150,7 +150,7 @@ class Sweep:
             points: Of it.
             again: How those that failed are tried again.
             further: What else there is to say.
-            best: The best point, where it is not the one of the best score.
+            among: Points of which the best is named; None: all.
             repeats: Whether they differ by what nobody chooses among, as seeds: then none is the best.
 
         Raises:
@@ -164,7 +164,7 @@ class Sweep:
         reached = {
             point: score
             for point, score in zip(points, scores, strict=True)
-            if score is not None and best in (None, point)
+            if score is not None and (among is None or point in among)
         }
         if reached and repeats and (folder / next(iter(reached)).name / "cases.parquet").exists():
             from segline.comparison.compare import compare_runs

@@ -113,8 +113,8 @@ class Search:
             again = "more trials take their place: set a larger hydra.sweeper.n_trials"
             best = self._best(study)
             further = self._write_best(study, folder, best)
-            best_point = None if best is None else self._point(best.params, best.number)
-            return self.sweep.report(folder, points, again, further, best=best_point)
+            among = [] if best is None else [self._point(best.params, best.number)]
+            return self.sweep.report(folder, points, again, further, among=among)
 
     def _covering(self) -> Iterator[Point]:
         """Points that have each choice once at least, and one of each interval."""
