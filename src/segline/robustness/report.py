@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ _DPI = 110
 #: Pixels that an example is drawn with along an axis at most, and those between two.
 _DRAWN, _GAP = 360, 6
 
-ABOUT_STRENGTHS = "Strengths 1 to 5 are measured by each image's own spread; what they mean is said by each function of segline.robustness."
+ABOUT_STRENGTHS = "Strengths 1 to 5 are measured by each image's own spread."
 ABOUT_SIZES = (
     "Sizes of attacks are in deviations of the normalised image: no pixel changes by more. Attacks are measured in float32, and so is "
     "their clean column."
@@ -73,6 +74,11 @@ def _line(name: str, clean: float, values: Sequence[float]) -> list[str]:
     return [name, *("–" if value != value else f"{value:.3f}" for value in numbers)]
 
 
+def _explained(names: Iterable[str]) -> str:
+    """What is done to an image, and what its strengths are: the first line of each corruption's own words."""
+    return "\n".join(f"- {name}: {inspect.cleandoc(CORRUPTIONS[name].__doc__ or '').splitlines()[0]}" for name in names)
+
+
 def write(
     output: Path,
     summary: Mapping[str, Any],
@@ -89,7 +95,8 @@ def write(
         case: What is shown.
         generator: Of a corruption's name: what draws for it.
     """
-    about = [ABOUT_STRENGTHS] * bool(summary["corruptions"]) + [ABOUT_SIZES] * bool(summary["attacks"])
+    about = [ABOUT_STRENGTHS, _explained(summary["corruptions"])] if summary["corruptions"] else []
+    about += [ABOUT_SIZES] * bool(summary["attacks"])
     with committed(output / "robustness.md") as temporary:
         parts = [f"# {summary['title']}", *summary["notes"], *score_tables(summary, "markdown"), *about]
         temporary.write_text("\n\n".join(parts) + "\n")
