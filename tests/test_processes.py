@@ -14,6 +14,7 @@ import pytest
 from validated_sizes import SIZES, write_images
 
 from segline import tables
+from segline.checkpoints import RESUME, read
 
 SRC, SUPPORT = (Path(__file__).resolve().parents[1] / "src", Path(__file__).resolve().parent / "support")
 TWO = [
@@ -25,6 +26,19 @@ TWO = [
 
 def environment(*further: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (SRC, SUPPORT, *further)))}
+
+
+def pids(*words: str) -> list[int]:
+    """Processes in whose command line all of these words stand."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            said = path.read_bytes().decode(errors="replace")
+        except OSError:  # it has ended
+            continue
+        if all(word in said for word in words):
+            found.append(int(path.parent.name))
+    return found
 
 
 @pytest.mark.slow
@@ -127,17 +141,30 @@ def test_a_process_that_dies_ends_the_run_within_a_minute(tmp_path: Path, how: s
         assert "SIGKILL" in said
 
 
-def pids(*words: str) -> list[int]:
-    """Processes in whose command line all of these words stand."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            said = path.read_bytes().decode(errors="replace")
-        except OSError:  # it has ended
-            continue
-        if all(word in said for word in words):
-            found.append(int(path.parent.name))
-    return found
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_sigterm_to_any_process_saves_and_stops_all(tmp_path: Path, rank: int) -> None:
+    run_dir = tmp_path / "run"
+    words = [*TWO, "data.steps_per_epoch=500", "trainer.max_epochs=2", f"hydra.run.dir={run_dir}"]
+    process = subprocess.Popen(
+        [sys.executable, str(SRC / "train.py"), *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment() | {"PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    while "best      by" not in (line := process.stdout.readline()):  # the last line before the first step
+        assert line, process.wait()
+    time.sleep(2)
+    ranks = sorted(set(pids("segline.job", str(run_dir))) - set(pids("torch.distributed.run")))
+    assert len(ranks) == 2
+    os.kill(ranks[rank], signal.SIGTERM)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "SIGTERM: saving at the end of this step" in said
+    assert 0 < read(run_dir / RESUME)["training"]["batches"] < 500
+    assert not pids("segline.job", str(run_dir))
 
 
 @pytest.mark.slow
