@@ -89,6 +89,13 @@ def test_a_misspelt_name_is_answered_with_the_nearest_at_once(override: str, hin
     assert "Traceback" not in answer.stderr
 
 
+def test_a_launcher_that_is_not_installed_is_answered_with_its_package() -> None:
+    done = run_light("-m", "seed=0,1", "hydra/launcher=ray_gpu")
+    assert done.returncode == 1
+    said = "hydra/launcher=ray is one of hydra-ray-launcher, which is not installed: pip install hydra-ray-launcher"
+    assert said in done.stderr
+
+
 def test_several_values_without_a_sweep_are_answered_with_one() -> None:
     done = run_light("model=unet,attention_unet")
     said = "to train with each of these values, add -m; a list that is one value stands in brackets, key=[a,b]"

@@ -12,6 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+#: Launchers that are packages of their own.
+_LAUNCHERS = ("joblib", "submitit", "ray")
+
 
 class Stopped(BaseException):
     """A single job that failed, by its `__cause__`: past Hydra, which would print a line of its own before the error is explained.
@@ -48,9 +51,8 @@ def _explain(error: Exception, command: str, arguments: Sequence[str]) -> str | 
 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
-        if group == "hydra/launcher":
-            plugin = f"hydra-{name.partition('_')[0]}-launcher"
-            return f"hydra/launcher={name} does not exist, or is one of {plugin}, which is not installed: pip install {plugin}"
+        if group == "hydra/launcher" and (kind := name.partition("_")[0]) in _LAUNCHERS:
+            return f"hydra/launcher={name} is one of hydra-{kind}-launcher, which is not installed: pip install hydra-{kind}-launcher"
         return f"{group}={name} does not exist.{nearest(name, error.options or ())}\nChoices of {group}: {', '.join(error.options or ())}"
     if isinstance(error, InstantiationException) and error.__cause__ is not None:
         cause, where = error.__cause__, str(error).partition("full_key: ")[2].strip()
