@@ -28,9 +28,9 @@ SCORES = {"hippocampus": "dice_case", "dsb2018": "iou", "camvid": "iou"}
 NETWORKS = ("unet", "attention_unet", "unet_plus_plus", "residual_unet")
 #: What is changed -> overrides of training, and of evaluation where that is what changes.
 ABLATION: dict[str, tuple[list[str], list[str]]] = {
-    "unet": ([], []),
+    "unet": (["model=unet"], []),
     "weights averaged over steps": (["callbacks.average_weights=0.99"], []),
-    "tested on mirrored images, too": ([], ["tta=[flips]"]),
+    "tested on mirrored images, too": (["model=unet"], ["tta=[flips]"]),
     "windows laid anywhere, not over classes": (["data.foreground=0"], []),
     "no augmentation": (["data/augment=none"], []),
     "loss=ce": (["loss=ce"], []),
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--runs", type=Path, default=Path("runs/networks"), help="where they lie")
     parser.add_argument("--print", action="store_true", help="print what is there and train nothing")
     args = parser.parse_args()
-    if "SEGLINE_DATA" not in os.environ:
+    if "SEGLINE_DATA" not in os.environ and not args.print:
         parser.error("SEGLINE_DATA is not set; let it name the folder of hippocampus, dsb2018_nuclei and camvid")
 
     tables: dict[tuple[str, str], dict[str, list[Run]]] = {}

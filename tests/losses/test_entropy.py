@@ -1,7 +1,10 @@
+from typing import Any
+
 import pytest
 import torch
 from loss_cases import sample
 
+from segline.config import build, compose
 from segline.labels import IGNORE_INDEX
 from segline.losses.entropy import CrossEntropyLoss, FocalLoss, TopKLoss
 
@@ -52,3 +55,18 @@ def test_shares_and_probabilities_that_are_none_are_refused(fraction: float, thr
         TopKLoss(fraction=fraction, threshold=threshold)
     with pytest.raises(ValueError, match=r"label_smoothing is 1\.5"):
         CrossEntropyLoss(label_smoothing=1.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        ("focal", {"gamma": -1.0}, "loss.gamma is -1.0; expected 0"),
+        ("focal_tversky", {"gamma": 0.0}, "loss.gamma is 0.0; expected a number above 0"),
+        ("cldice", {"iterations": -1}, "loss.iterations is -1; expected 0 or more"),
+    ],
+)
+def test_numbers_with_which_nothing_or_the_wrong_thing_is_learnt_are_refused(
+    name: str, arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(Exception, match=said):
+        build(compose([f"loss={name}"]).loss, **arguments)

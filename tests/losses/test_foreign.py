@@ -65,9 +65,9 @@ def test_losses_of_one_scheme_say_so() -> None:
 def test_lists_are_tensors_where_torch_wants_them() -> None:
     import monai.losses
 
-    weight = [0.5, 2.0, 3.0]
+    weight = [1, 2, 3]  # whole numbers, as one types them
     logits, mask, _ = sample("exclusive", 0, ignored=0.0)
-    theirs = monai.losses.DiceCELoss(to_onehot_y=True, softmax=True, weight=torch.tensor(weight))
+    theirs = monai.losses.DiceCELoss(to_onehot_y=True, softmax=True, weight=torch.tensor(weight, dtype=torch.float32))
     ours = make("monai", name="DiceCELoss", arguments={"weight": weight})
     torch.testing.assert_close(ours(logits, mask), theirs(logits, mask[:, None]))
 

@@ -48,7 +48,7 @@ def make(file: Path, spatial_dims: int = 2, in_channels: int = 3, seed: int = 0,
             network = build(config.model, **{**narrow(file, levels), **arguments})
             break
         except Exception as refusal:
-            if f"{'volumes' if spatial_dims == 2 else 'images'} only" in str(refusal):
+            if spatial_dims in (2, 3) and f"{'volumes' if spatial_dims == 2 else 'images'} only" in str(refusal):
                 pytest.skip("takes no others, and says so")
             if levels == 99 or "channels is" not in str(refusal):
                 raise
@@ -138,6 +138,24 @@ def test_channels_last_changes_no_decision(file: Path, spatial_dims: int) -> Non
         logits = network(image)
         last = copy.deepcopy(network).to(memory_format=layout)(image.to(memory_format=layout))
     torch.testing.assert_close(last, logits, rtol=1e-3, atol=1e-4)
+
+
+#: Networks that take images only, or volumes only, as their papers do.
+ONLY = {2: {"unet_2015", "fcn", "patch_classifier", "transunet", "smp"}, 3: {"unet3d"}}
+
+
+@every_model
+@pytest.mark.parametrize("spatial_dims", [2, 3])
+def test_a_network_takes_images_and_volumes_but_for_those_that_cannot(file: Path, spatial_dims: int) -> None:
+    data = {"in_channels": 3, "spatial_dims": spatial_dims, "labels": {"classes": {"a": 0, "b": 1}}}
+    config = OmegaConf.create({"data": data, "model": OmegaConf.load(file)})
+    if file.stem in ONLY[5 - spatial_dims]:
+        with pytest.raises(Exception, match="volumes only" if spatial_dims == 2 else "images only"):
+            build(config.model, **narrow(file, 99))
+    else:  # of one depth only are some
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pytest, "skip", pytest.fail)  # what `make` does with one that refuses
+            make(file, spatial_dims)
 
 
 @every_model

@@ -237,3 +237,12 @@ def test_weights_that_cannot_be_fetched_are_an_error_and_no_random_start(encoder
     assert result.returncode == 1
     assert "ValueError: segmentation-models-pytorch does not build unet" in result.stderr
     assert "encoder_weights=imagenet (null starts at random)" in result.stderr
+
+
+@pytest.mark.slow
+def test_an_encoder_of_one_size_says_which_and_how_to_set_it() -> None:
+    name = "tu-swin_tiny_patch4_window7_224"
+    with pytest.raises(ValueError, match=r"one size only .*\(224\).*model.options=\{img_size: 256\}"):
+        SMP(3, 2, encoder_name=name).eval()(torch.zeros(1, 3, 96, 96))
+    network = SMP(3, 2, encoder_name=name, options={"img_size": 128}).eval()
+    assert network(torch.zeros(1, 3, 128, 128)).shape == (1, 2, 128, 128)

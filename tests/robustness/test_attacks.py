@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from segline.losses.entropy import BCELoss, CrossEntropyLoss
+from segline.robustness.attacked import _ignored
 from segline.robustness.attacks import ATTACKS, fgsm, loss_of, pgd
+from segline.tiling import Tile
 
 
 def trained(overlapping: bool) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
@@ -83,3 +85,14 @@ def test_ignored_pixels_are_not_attacked_for_their_own_sake() -> None:
         assert change[:, :, 8:].any()
     mask[:] = 255
     assert torch.equal(fgsm(loss_of(network, loss, mask), images, 0.1, torch.ones(1), torch.zeros(1)), images)
+
+
+def test_what_is_no_data_or_outside_of_a_tiles_core_does_not_count() -> None:
+    raw = np.ones((2, 4, 6), np.float32)
+    raw[:, 0, 2] = np.nan
+    raw[0, 1, 2] = np.nan  # one band has data: so has the pixel
+    tile = Tile(window=(slice(0, 4), slice(0, 6)), core=(slice(0, 4), slice(1, 5)))
+    truth = _ignored(tile, np.zeros((4, 6), np.uint8), raw)
+    expected = np.zeros((4, 6), np.uint8)
+    expected[:, [0, 5]] = expected[0, 2] = 255
+    np.testing.assert_array_equal(truth, expected)

@@ -292,8 +292,14 @@ def test_a_corrupted_source_lies_where_the_image_lies() -> None:
 def test_what_is_too_large_is_refused_before_it_is_read() -> None:
     source = Array(picture(1))
     source.shape = (2**14, 2**14)
-    with pytest.raises(ValueError, match=r"16384 x 16384, more than the 134,217,728 pixels .* set data\.blocks"):
+    with pytest.raises(
+        ValueError, match=r"16384 x 16384 of 1 band, more than the 134,217,728 values .* set data\.blocks"
+    ):
         CorruptedSource(source, "noise", 1, rng())
+    tile = Array(picture(13))  # of Sentinel-2, whose pixels alone would do
+    tile.shape = (10_980, 10_980)
+    with pytest.raises(ValueError, match="10980 x 10980 of 13 bands"):
+        CorruptedSource(tile, "noise", 1, rng())
 
 
 def test_corruptions_fit_the_data() -> None:

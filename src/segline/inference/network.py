@@ -96,7 +96,9 @@ def choose_device(name: str) -> torch.device:
 def _leave_dropout(network: torch.nn.Module, path: Path) -> None:
     found = [module for module in network.modules() if isinstance(module, torch.nn.modules.dropout._DropoutNd)]
     if not any(module.p for module in found):
-        raise ValueError(f"{path}: its network has no dropout; train with model.dropout=0.2, or set dropout_passes=1")
+        raise ValueError(
+            f"{path}: its network has no dropout; train with model.dropout=0.2 where the model has it (unet), or set dropout_passes=1"
+        )
     for module in found:
         module.train()
 

@@ -186,7 +186,10 @@ class Subject:
         effective = effective_field(self.network, self.image)
         call = on_arrays(self.network, self.device, "32-true")
         stride, dims = self.card.stride or _STRIDE, self.image.ndim - 2
-        sides = measure_sides(call, self.image.shape[1], dims, stride)
+        try:
+            sides = measure_sides(call, self.image.shape[1], dims, stride)
+        except ValueError:  # of a network for one size: there is no other to look at
+            sides = None
         reach = (
             None
             if sides is None

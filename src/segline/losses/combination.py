@@ -78,6 +78,7 @@ class DiceCELoss(Loss):
 
     Reference:
         Isensee et al., nnU-Net, Nature Methods 2021. https://doi.org/10.1038/s41592-020-01008-z
+        Departures, as in `DiceLoss`: the background counts, too, smooth is a pixel, and classes that do not occur are left out.
 
     >>> loss = DiceCELoss(smooth=0.0)(torch.zeros(1, 2, 1), torch.zeros(1, 1, dtype=torch.long))
     >>> round(loss.item(), 4)  # 0.6931 + 1 - 2 * 0.5 / 1.5
@@ -105,7 +106,8 @@ class DeepSupervision(nn.Module):
         sum_k w_k loss(outputs_k, mask at the size of outputs_k)
 
     Masks of coarser outputs are those of the pixels nearest to their centres, if their sizes divide the image's; else a mask is
-    stretched by less than one pixel of the output, which is more than the image then.
+    stretched by less than one pixel of the output, which is more than the image then. Losses that measure distances (boundary, Hausdorff,
+    clDice) do so in pixels of each output.
 
     Args:
         loss: On one output.

@@ -76,8 +76,12 @@ class FocalLoss(Loss):
         mean of (1 - p)^gamma (-log p), p the probability of the truth
 
     Args:
-        class_weights: The paper's alpha, for each class.
-        gamma: How fast right pixels fade; 0 is cross-entropy.
+        class_weights: Of each class; only their ratios count, as the mean is a weighted one, so that they are the paper's alpha but for a
+            factor.
+        gamma: How fast right pixels fade, 0 or more; 0 is cross-entropy.
+
+    Raises:
+        ValueError: A negative gamma, by which right pixels would count most.
 
     Reference:
         Lin et al., Focal Loss, ICCV 2017. https://arxiv.org/abs/1708.02002
@@ -88,6 +92,8 @@ class FocalLoss(Loss):
 
     def __init__(self, class_weights: Sequence[float] | None = None, gamma: float = 2.0) -> None:
         super().__init__(class_weights)
+        if gamma < 0:
+            raise ValueError(f"loss.gamma is {gamma}; expected 0 (cross-entropy) or more, such as 2")
         self.gamma = gamma
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:

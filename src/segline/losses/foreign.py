@@ -75,7 +75,8 @@ class ForeignLoss(Loss):
             )
         # A YAML has lists, where torch takes tensors.
         given = {
-            k: torch.tensor(v) if k.endswith("weight") and isinstance(v, list) else v for k, v in arguments.items()
+            k: torch.tensor(v, dtype=torch.float32) if k.endswith("weight") and isinstance(v, list) else v
+            for k, v in arguments.items()
         }
         try:
             self.theirs[scheme] = known[self.name](**given)
@@ -113,7 +114,7 @@ class MonaiLoss(ForeignLoss):
     ) -> None:
         super().__init__(name, class_weights)
         known = _losses("monai.losses", "MONAI", "monai")
-        switches = {"softmax", "use_softmax"}  # those without one are not for segmentation
+        switches = {"softmax", "use_softmax"}  # others tell the two kinds of labels apart in no way that all share
         known = {key: loss for key, loss in known.items() if switches & set(inspect.signature(loss).parameters)}
         for scheme in sorted(self.schemes):
             exclusive = scheme == "exclusive"

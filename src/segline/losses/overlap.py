@@ -16,6 +16,9 @@ from segline.losses.loss import Loss, observe, ratio
 class OverlapLoss(Loss):
     """What these losses share: sums of each class over the batch or over each case, and the mean over the classes that occur.
 
+    So a batch without a class (with `per_case`, a sample) says nothing of it, and what is invented there costs nothing: of overlapping
+    labels that are rare, add a loss of pixels, as `loss=dice_ce` does.
+
     Args:
         class_weights: Weight of each class in the mean.
         smooth: Added to numerator and denominator, in pixels (voxels); keeps tiny objects from steering the batch.
@@ -196,6 +199,9 @@ class FocalTverskyLoss(TverskyLoss):
         beta: Weight of false negatives.
         gamma: Above 1 the slope is the steeper the nearer a class is to right; 1 is Tversky.
 
+    Raises:
+        ValueError: A gamma of 0 or less.
+
     Reference:
         Abraham and Khan, A Novel Focal Tversky Loss Function, ISBI 2019 (gamma 4/3). https://arxiv.org/abs/1810.07842
 
@@ -215,6 +221,8 @@ class FocalTverskyLoss(TverskyLoss):
         gamma: float = 4 / 3,
     ) -> None:
         super().__init__(class_weights, smooth, per_case, alpha, beta)
+        if gamma <= 0:
+            raise ValueError(f"loss.gamma is {gamma}; expected a number above 0, such as 1.33")
         self.gamma = gamma
 
     def losses(self, both: Tensor, predicted: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:

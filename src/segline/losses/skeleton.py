@@ -29,6 +29,9 @@ class ClDiceLoss(Loss):
         iterations: Erosions, at least as many as the widest tube's radius in pixels (the paper: 5 to 25); each costs time and memory.
         smooth: In pixels of a skeleton.
 
+    Raises:
+        ValueError: Iterations below 0.
+
     Reference:
         Shit et al., clDice, CVPR 2021. https://arxiv.org/abs/2003.07311
 
@@ -42,6 +45,8 @@ class ClDiceLoss(Loss):
 
     def __init__(self, class_weights: Sequence[float] | None = None, iterations: int = 5, smooth: float = 1.0) -> None:
         super().__init__(class_weights)
+        if iterations < 0:
+            raise ValueError(f"loss.iterations is {iterations}; expected 0 or more, such as 5")
         self.iterations, self.smooth = iterations, smooth
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:

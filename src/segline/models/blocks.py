@@ -152,6 +152,8 @@ def level_block(
 def initialize(network: nn.Module) -> None:
     """He initialisation of convolutions, as their ReLUs want it; biases start at zero.
 
+    Transposed ones, of whose kernel each pixel meets a part only, are drawn as torch counts their inputs, by those that go out.
+
     Reference:
         He et al., Delving Deep into Rectifiers, ICCV 2015. https://arxiv.org/abs/1502.01852
     """

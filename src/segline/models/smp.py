@@ -37,11 +37,13 @@ class SMP(nn.Module):
         options: Further arguments of SMP's class.
 
     Shape:
-        `[B, in_channels, H, W]` -> `[B, num_classes, H, W]`, any size: padded to a multiple of `stride` and cropped inside.
+        `[B, in_channels, H, W]` -> `[B, num_classes, H, W]`, any size: padded to a multiple of `stride` and cropped inside; some of
+        timm's encoders take one size only, and say which.
 
     Raises:
         ValueError: A name that SMP does not know, a pair that it refuses (in its words), volumes, weights that cannot be loaded, or a
-            negative factor; in training, a batch of one where the network pools it to a single position.
+            negative factor; in training, a batch of one where the network pools it to a single position; an image of another size than the
+            encoder's only one.
 
     Reference:
         Iakubovskii, Segmentation Models Pytorch, 2019. https://github.com/qubvel-org/segmentation_models.pytorch
@@ -92,13 +94,18 @@ class SMP(nn.Module):
         stride = self.least if small else self.stride
         try:
             logits = self.network(pad_to_multiple(image, stride))
-        except ValueError as error:
-            if "more than 1 value per channel" not in str(error):
-                raise
-            raise ValueError(
-                "this network pools each image to a single position, and batch norm finds no spread in a batch of one: set "
-                "data.batch_size=2 or more, or another model.architecture such as unet"
-            ) from error
+        except (ValueError, AssertionError) as error:
+            if "more than 1 value per channel" in str(error):
+                raise ValueError(
+                    "this network pools each image to a single position, and batch norm finds no spread in a batch of one: set "
+                    "data.batch_size=2 or more, or another model.architecture such as unet"
+                ) from error
+            if "doesn't match model" in str(error):  # of timm's
+                raise ValueError(
+                    f"model.encoder_name takes images of one size only ({error}); set data.window and data.tile to it, its own size by "
+                    "model.options={img_size: 256}, or another encoder"
+                ) from error
+            raise
         return crop(logits, image.shape[2:])
 
 

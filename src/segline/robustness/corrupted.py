@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from segline.io.source import Source, Window, say_size, whole
 from segline.robustness import corruptions, weather
 from segline.robustness.corruptions import Image
+from segline.words import count_of
 
 #: Changes an image by a strength and numbers drawn.
 Corruption = Callable[[Image, int, np.random.Generator], Image]
@@ -30,7 +32,7 @@ _BETWEEN_BANDS: dict[str, Corruption] = {
 _SATELLITE: dict[str, Corruption] = {"haze": corruptions.haze, **_BETWEEN_BANDS}
 _DRIVING: dict[str, Corruption] = {"rain": weather.rain, "fog": weather.fog, "night": weather.night}
 CORRUPTIONS: dict[str, Corruption] = {**_GENERAL, **_MRI, **_SATELLITE, **_DRIVING}
-#: Pixels of a case up to which it is corrupted, for which the whole of it lies in memory.
+#: Values of a case, pixels of all bands, up to which it is corrupted, for which the whole of it lies in memory a few times.
 _LARGEST = 2**27
 
 
@@ -106,8 +108,9 @@ class CorruptedSource:
 
 def check_size(source: Source) -> None:
     """Refuse an image that is too large to be corrupted as a whole."""
-    if int(np.prod(source.shape)) > _LARGEST:
+    if source.num_bands * math.prod(source.shape) > _LARGEST:
         raise ValueError(
-            f"{source.path} is {say_size(source.shape)}, more than the {_LARGEST:,} pixels that are corrupted as a whole; set "
+            f"{source.path} is {say_size(source.shape)} of {count_of(source.num_bands, 'band')}, more than the {_LARGEST:,} values that "
+            "are corrupted as a whole; set "
             "data.blocks=4096, by which rasters are measured in parts"
         )

@@ -148,7 +148,9 @@ def ghosting(image: Image, strength: int, rng: np.random.Generator) -> Image:
     length = image.shape[axis]
     every = int(rng.integers(2, 5))
     line = np.abs(np.fft.fftfreq(length, 1 / length)).round().astype(int)
-    kept = np.where((line % every == 0) & (line > 0), 1 - 0.2 * strength, 1.0)
+    kept = np.where((line % every == 0) & (line > 0), 1 - 0.2 * strength, 1.0).astype(
+        np.float32
+    )  # or all would be doubles
     spectrum = np.fft.fft(_filled(image), axis=axis) * kept.reshape(-1, *[1] * (image.ndim - 1 - axis))
     return _lost_again(np.fft.ifft(spectrum, axis=axis).real, image)
 

@@ -27,7 +27,7 @@ _DPI = 110
 #: Pixels that an example is drawn with along an axis at most, and those between two.
 _DRAWN, _GAP = 360, 6
 
-ABOUT_STRENGTHS = "Strengths 1 to 5 are measured by each image's own spread."
+ABOUT_STRENGTHS = "Strengths 1 to 5, those of values by each image's own spread:"
 ABOUT_SIZES = (
     "Sizes of attacks are in deviations of the normalised image: no pixel changes by more. Attacks are measured in float32, and so is "
     "their clean column."
