@@ -65,25 +65,13 @@ def write(path: Path, comparison: Comparison, panels: Sequence[Mapping[str, Any]
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    sections = {
-        "methods": "Methods",
-        "pairs": "Which is better" if comparison.pairs else None,
-        "runs": "Runs",
-        "curves": "Learning curves",
-        "cost": "Cost",
-        "settings": "Settings" if swept else None,
-        "classes": "Classes" if len(comparison.of_class) > 1 else None,
-        "groups": "Groups",
-        "cases": "Pictures" if panels else None,
-        "diff": "Differences" if swept else None,
-    }
     page = environment.from_string(_TEMPLATE.read_text()).render(
         title=_title(comparison, runs),
         split=comparison.split,
         metric=comparison.metric,
         num_cases=count_of(len(comparison.names), "case"),
         num_groups=count_of(comparison.num_groups, "group"),
-        sections=[(anchor, name) for anchor, name in sections.items() if name],
+        sections=_sections(comparison, bool(swept), bool(panels)),
         methods=text.method_rows(comparison),
         pairs=text.pair_rows(comparison),
         matrix=_matrix(comparison),
@@ -107,6 +95,23 @@ def write(path: Path, comparison: Comparison, panels: Sequence[Mapping[str, Any]
     )
     with committed(path) as temporary:
         temporary.write_text(page, encoding="utf-8")
+
+
+def _sections(comparison: Comparison, swept: bool, panels: bool) -> list[tuple[str, str]]:
+    """Parts of the page that there are: anchor and name."""
+    names = {
+        "methods": "Methods",
+        "pairs": "Which is better" if comparison.pairs else None,
+        "runs": "Runs",
+        "curves": "Learning curves",
+        "cost": "Cost",
+        "settings": "Settings" if swept else None,
+        "classes": "Classes" if len(comparison.of_class) > 1 else None,
+        "groups": "Groups",
+        "cases": "Pictures" if panels else None,
+        "diff": "Differences" if swept else None,
+    }
+    return [(anchor, name) for anchor, name in names.items() if name]
 
 
 def _title(comparison: Comparison, runs: Sequence[Run]) -> str:
