@@ -96,6 +96,7 @@ def test_the_best_trial_is_an_experiment(tmp_path: Path) -> None:
     assert (config.optimizer.lr, config.model.channels) == (best["optimizer.lr"], [4, 8])
 
 
+@pytest.mark.slow
 def test_the_best_trial_of_an_experiment_goes_on_top_of_it(tmp_path: Path) -> None:
     """The experiment chooses the data and much else, which nothing on the command line says."""
     sweep(
@@ -138,6 +139,7 @@ def test_trials_that_take_too_much_are_never_the_best(tmp_path: Path) -> None:
     assert len(within) < 10
 
 
+@pytest.mark.slow
 def test_a_trial_that_fails_is_told_and_counts(tmp_path: Path) -> None:
     folder = tmp_path / "search"
     with pytest.raises(ValueError, match=r"of 5 points failed"):

@@ -71,6 +71,7 @@ def test_a_failing_sweep_ends_with_an_error_code(tmp_path: Path) -> None:
     assert "0_seed=13: ValueError: thirteen" in said
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_sweep_is_refused(tmp_path: Path) -> None:
     sweep(["seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
     with pytest.raises(
@@ -101,6 +102,7 @@ def test_what_is_misspelt_is_said_before_any_point_begins(tmp_path: Path) -> Non
     assert not (tmp_path / "log").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lr", "architectures", "losses", "augment"])
 def test_ready_made_sweeps_need_their_name_alone(name: str, tmp_path: Path) -> None:
     scores = sweep([f"sweep={name}", "data=biomedical", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
