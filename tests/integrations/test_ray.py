@@ -1,15 +1,11 @@
-"""Sweeps on Ray: a cluster that the command starts, and one that is there."""
+"""Sweeps on Ray, on a cluster that the command starts."""
 
-import os
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from servers import TINY, TRAIN, free_port
-
-RAY = str(Path(sys.executable).with_name("ray"))
+from servers import TINY, TRAIN
 
 pytestmark = pytest.mark.integration
 
@@ -27,29 +23,3 @@ def sweep(folder: Path, *overrides: str) -> str:
 def test_a_sweep_starts_a_cluster(tmp_path: Path) -> None:
     assert "2 finished" in sweep(tmp_path / "sweep")
     assert "2 points, 2 of them done" in sweep(tmp_path / "sweep")
-
-
-def test_a_sweep_uses_a_cluster_by_its_address(tmp_path: Path) -> None:
-    # Its workers must find segline, which a cluster's machines have installed.
-    environment = {**os.environ, "PYTHONPATH": str(Path(TRAIN).parent)}
-    words = [
-        "start",
-        "--head",
-        f"--port={free_port()}",
-        "--num-cpus=2",
-        "--include-dashboard=false",
-        "--disable-usage-stats",
-        "--block",
-    ]
-    cluster = subprocess.Popen(
-        [RAY, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        assert cluster.stdout is not None
-        found = (re.search(r"ray start --address='(.*?)'", line) for line in cluster.stdout)
-        address = next(match.group(1) for match in found if match)
-        said = sweep(tmp_path / "sweep", f"hydra.launcher.ray.init.address={address}")
-    finally:
-        cluster.terminate()
-        cluster.communicate(timeout=60)
-    assert "2 finished" in said
