@@ -78,7 +78,7 @@ def start(folder: Path, *overrides: str, seconds: float = 0.05) -> subprocess.Po
 
 
 def begun(log: Path) -> int:
-    return sum(line.startswith("begin ") for line in log.read_text().splitlines())
+    return sum(line.startswith("begin ") for line in log.read_text().splitlines()) if log.exists() else 0
 
 
 def ended(log: Path) -> Counter[str]:
