@@ -172,7 +172,7 @@ class _Columns:
         self, path: Path, made_of: Mapping[str, Any], cases: Sequence[Case], overlap: Callable[[], Overlap]
     ) -> None:
         self.path, self.cases, self.overlap = path, cases, overlap
-        before = json.loads(path.read_text()) if path.is_file() else {}
+        before = tables.read_json(path)
         same = before.get("made_of") == json.loads(json.dumps(made_of))
         self.scores: dict[str, dict[str, float]] = {
             name: {key: np.nan if value is None else value for key, value in scores.items()}
