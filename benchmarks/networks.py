@@ -29,13 +29,13 @@ NETWORKS = ("unet", "attention_unet", "unet_plus_plus", "residual_unet")
 #: What is changed -> overrides of training, and of evaluation where that is what changes.
 ABLATION: dict[str, tuple[list[str], list[str]]] = {
     "unet": (["model=unet"], []),
-    "weights averaged over steps": (["callbacks.average_weights=0.99"], []),
+    "weights averaged over steps": (["model=unet", "callbacks.average_weights=0.99"], []),
     "tested on mirrored images, too": (["model=unet"], ["tta=[flips]"]),
-    "windows laid anywhere, not over classes": (["data.foreground=0"], []),
-    "no augmentation": (["data/augment=none"], []),
-    "loss=ce": (["loss=ce"], []),
-    "loss=dice": (["loss=dice"], []),
-    "loss=focal": (["loss=focal"], []),
+    "windows laid anywhere, not over classes": (["model=unet", "data.foreground=0"], []),
+    "no augmentation": (["model=unet", "data/augment=none"], []),
+    "loss=ce": (["model=unet", "loss=ce"], []),
+    "loss=dice": (["model=unet", "loss=dice"], []),
+    "loss=focal": (["model=unet", "loss=focal"], []),
     "residual_unet": (["model=residual_unet"], []),
     "residual_unet without deep supervision": (["model=residual_unet", "model.heads=false"], []),
 }
