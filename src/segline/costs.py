@@ -14,7 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from segline.inference.field import measure_field
+from segline.inference.field import USUAL_STRIDE, measure_field
 from segline.inference.network import on_arrays
 from segline.losses.combination import DeepSupervision, DiceCELoss
 from segline.machine import keep_freed, num_cores
@@ -23,8 +23,6 @@ from segline.precision import autocast, cast_weights, memory_format
 from segline.tables import aligned
 from segline.words import count_of
 
-#: Pixels after which a network that does not say its total stride is taken to look the same again.
-_STRIDE = 32
 _HEAD = ["Network", "Weights, M", "GFLOPs", "Field, px", "Activations, MB", "Training step, ms", "Prediction, ms"]
 
 
@@ -132,7 +130,7 @@ def measure_costs(network: nn.Module, workload: Workload) -> Costs:
     flops = count_flops(network.eval(), workload.images(1))
     stride, call = getattr(network, "stride", None), on_arrays(network, workload.device, "32-true")
     field = measure_field(
-        call, workload.in_channels, len(workload.size), stride if isinstance(stride, int) else _STRIDE
+        call, workload.in_channels, len(workload.size), stride if isinstance(stride, int) else USUAL_STRIDE
     )
     loss = DeepSupervision(DiceCELoss(), getattr(network, "output_weights", None))
     optimizer = torch.optim.AdamW(parameter_groups(network.train()))

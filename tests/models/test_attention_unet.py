@@ -47,6 +47,11 @@ def test_the_three_coarser_skips_are_gated_and_the_finest_is_not(spatial_dims: i
     assert all(0 < m.min() < m.max() < 1 for m in maps)
 
 
+def test_less_than_no_gate_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_gates is -1; expected how many"):
+        AttentionUNet(1, 2, num_gates=-1)
+
+
 def test_a_skip_is_gated_by_the_level_below_it() -> None:
     torch.manual_seed(0)
     network = AttentionUNet(1, 2, channels=[2, 3, 4, 5]).eval()

@@ -130,7 +130,14 @@ def test_each_layer_gives_a_map_and_the_last_one_is_normalised() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"), [({"embed_dim": 7}, "multiple of num_heads, 3"), ({"grid_size": 0}, "image_size is less")]
+    ("arguments", "said"),
+    [
+        ({"embed_dim": 7}, "multiple of num_heads, 3"),
+        ({"grid_size": 0}, "image_size is less"),
+        ({"num_layers": 0}, "num_layers is 0; expected 1"),
+        ({"num_heads": 0}, "num_heads is 0; expected 1"),
+        ({"mlp_ratio": 0}, "mlp_ratio is 0; expected 1"),
+    ],
 )
 def test_what_cannot_be_is_refused(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):

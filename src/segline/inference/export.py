@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from segline.card import Card
 from segline.checkpoints import locate
 from segline.commit import committed
+from segline.inference.field import USUAL_STRIDE
 from segline.inference.members import ONNX
 from segline.inference.network import load_network
 from segline.inference.onnx import CARD, WEIGHTS, digest, read, start
@@ -150,7 +151,7 @@ def _reason(error: BaseException) -> str:
 
 def _cases(card: Card) -> list[tuple[int, list[int]]]:
     """Batches and sizes that are compared; the first one is that of the export itself."""
-    dims, stride = len(card.window), card.stride or 32
+    dims, stride = len(card.window), card.stride or USUAL_STRIDE
     return [
         (2, [2 * stride + 1 + axis for axis in range(dims)]),
         (1, [max(1, stride // 2)] * dims),

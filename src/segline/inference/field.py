@@ -12,6 +12,8 @@ from segline.inference.tiled import Network
 
 #: Pixels to each side after which a network counts as one that looks at everything, by the number of axes.
 FARTHEST = {2: 2048, 3: 650}
+#: Total stride that a network which does not say its own is taken to have: a multiple of the usual ones.
+USUAL_STRIDE = 32
 
 
 def measure_margin(network: Network, in_channels: int, spatial_dims: int, stride: int) -> list[int]:

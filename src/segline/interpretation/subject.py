@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from segline.card import Card
-from segline.inference.field import FARTHEST, measure_sides
+from segline.inference.field import FARTHEST, USUAL_STRIDE, measure_sides
 from segline.inference.network import on_arrays
 from segline.interpretation import drawing
 from segline.interpretation.drawing import Canvas
@@ -28,8 +28,6 @@ from segline.words import count_of
 
 #: Classes that Grad-CAM is drawn of at most: those of the most pixels.
 _CLASSES = 13
-#: For networks that do not say their total stride: a multiple of the usual ones.
-_STRIDE = 32
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ class Subject:
         """The theoretical and the effective field of the central pixel."""
         effective = effective_field(self.network, self.image)
         call = on_arrays(self.network, self.device, "32-true")
-        stride, dims = self.card.stride or _STRIDE, self.image.ndim - 2
+        stride, dims = self.card.stride or USUAL_STRIDE, self.image.ndim - 2
         try:
             sides = measure_sides(call, self.image.shape[1], dims, stride)
         except ValueError:  # of a network for one size: there is no other to look at

@@ -76,7 +76,7 @@ class AttentionUNet(nn.Module):
         `[B, in_channels, *S]` -> `[B, num_classes, *S]`, any size: padded to a multiple of `stride` and cropped inside.
 
     Raises:
-        ValueError: An option that does not exist, or no level.
+        ValueError: An option that does not exist, no level, or less than no gate.
 
     Reference:
         Oktay et al., Attention U-Net, MIDL 2018. https://arxiv.org/abs/1804.03999. Departure: convolutions have no bias where a
@@ -100,6 +100,8 @@ class AttentionUNet(nn.Module):
         super().__init__()
         check_spatial_dims(spatial_dims)
         check_channels(channels)
+        if num_gates < 0:
+            raise ValueError(f"num_gates is {num_gates}; expected how many skips are gated, 0 or more")
         self.stride, self.mode = 2 ** (len(channels) - 1), LINEAR_MODE[spatial_dims]
         self.pool = MAX_POOL[spatial_dims](2)
         block = level_block(spatial_dims, channels, norm, activation, dropout)

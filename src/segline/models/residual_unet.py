@@ -84,7 +84,7 @@ class ResidualUNet(nn.Module):
         norm: batch, instance or none.
         activation: relu or leaky_relu.
         heads: Whether the stages of the decoder have heads (deep supervision), all but the coarsest; else the finest alone. In
-            training the logits of all are returned in their own resolutions, finest first.
+            training the logits of all are returned in their own resolutions, finest first, of which each next one counts half.
 
     Shape:
         `[B, in_channels, *S]` -> `[B, num_classes, *S]`, any size: padded to multiples of each axis' total stride and cropped inside.
@@ -139,9 +139,6 @@ class ResidualUNet(nn.Module):
         self.merge = nn.ModuleList(conv(2 * fine, level) for level, (fine, _) in enumerate(pairs))
         headed = channels[: max(1, len(channels) - 2)] if heads else channels[:1]
         self.heads = nn.ModuleList(CONV[spatial_dims](width, num_classes, 1) for width in headed)
-        halves = [0.5**level for level in range(len(headed))]
-        #: Of the outputs in training.
-        self.output_weights = [half / sum(halves) for half in halves]
         initialize(self)
         for module in self.modules():
             if isinstance(module, ResidualBlock):

@@ -90,7 +90,7 @@ class VisionTransformer(nn.Module):
         `[B, in_channels, *S]` -> for each layer `[B, embed_dim, *S / patch_size]`.
 
     Raises:
-        ValueError: A width that the heads cannot share, or no grid.
+        ValueError: No layer, no head, no perceptron, a width that the heads cannot share, or no grid.
 
     Reference:
         Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021. https://arxiv.org/abs/2010.11929. Departures: no class token, no
@@ -113,6 +113,9 @@ class VisionTransformer(nn.Module):
         eps: float,
     ) -> None:
         super().__init__()
+        for name, number in {"num_layers": num_layers, "num_heads": num_heads, "mlp_ratio": mlp_ratio}.items():
+            if number < 1:
+                raise ValueError(f"{name} is {number}; expected 1 or more")
         if embed_dim % num_heads:
             raise ValueError(f"embed_dim is {embed_dim}; expected a multiple of num_heads, {num_heads}")
         if grid_size < 1:

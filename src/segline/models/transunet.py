@@ -122,7 +122,7 @@ class TransUNet(nn.Module):
         `[B, in_channels, H, W]` -> `[B, num_classes, H, W]`, any size: padded to a multiple of `stride` and cropped inside.
 
     Raises:
-        ValueError: Volumes, other numbers of levels, or a width that the heads cannot share.
+        ValueError: Volumes, other numbers of levels, no layer or head, or a width that the heads cannot share.
 
     Reference:
         Chen et al., TransUNet, 2021. https://arxiv.org/abs/2102.04306, and the authors' code for what the paper leaves open. Departures:
