@@ -14,7 +14,7 @@ RUN := $(VENV)/bin/python
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-17s  %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-train: $(READY) ## train and test a model: ARGS="model=unet data=driving"
+train: $(READY) ## train and measure a model: ARGS="model=unet data=driving"
 	@$(RUN) src/train.py $(ARGS)
 
 test: $(READY) ## the quick tests, on all cores

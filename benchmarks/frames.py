@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import statistics
 import sys
@@ -33,7 +34,7 @@ from segline.inference.network import build_network, on_arrays
 from segline.inference.onnx import num_threads, read, start
 from segline.inference.tiled import Network
 from segline.machine import keep_freed
-from segline.precision import fast_precision, memory_format
+from segline.precision import cast_weights, fast_precision, memory_format
 
 SIZE, BANDS, CLASSES = (360, 480), 3, 11
 UNET, SMP = "segline.models.unet.UNet", "segline.models.smp.SMP"
@@ -84,9 +85,9 @@ def runners(checkpoint: str, folder: Path) -> tuple[Card, dict[str, Network], fl
     with contextlib.redirect_stdout(io.StringIO()):
         path = export_network(checkpoint, str(folder / "network.onnx"))
     network, cpu = network.eval().to(memory_format=memory_format(2 + len(card.window))), torch.device("cpu")
-    ways = {"torch, precision of the card": on_arrays(network, cpu, card.precision)}
-    if card.precision != "32-true":
-        ways["torch, float32"] = on_arrays(network, cpu, "32-true")
+    ways = {"torch, float32": on_arrays(copy.deepcopy(network), cpu, "32-true")} if card.precision != "32-true" else {}
+    cast_weights(network, cpu, card.precision)  # as prediction does
+    ways["torch, precision of the card"] = on_arrays(network, cpu, card.precision)
     ways["ONNX Runtime"] = start(path, read(path)[1], card, "cpu")[0]
     return card, ways, millions
 

@@ -127,7 +127,9 @@ def main() -> None:
     parser.add_argument("--print", action="store_true", help="print what is there and train nothing")
     args = parser.parse_args()
     if "SEGLINE_DATA" not in os.environ and not args.print:
-        parser.error("SEGLINE_DATA is not set; let it name the folder of hippocampus, dsb2018_nuclei and camvid")
+        parser.error(
+            "SEGLINE_DATA is not set; let it name the folder of msd_task04_hippocampus, dsb2018_nuclei and camvid"
+        )
 
     tables: dict[tuple[str, str], dict[str, list[Run]]] = {}
     if args.ablation:

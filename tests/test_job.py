@@ -1,7 +1,8 @@
 """One job in this process: budgets, schedules, what a resume takes from the checkpoint and what from the config."""
 
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar
 
 import pytest
 import pytorch_lightning as pl
@@ -9,7 +10,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from segline import job, tables
+from segline import job, report, tables
 from segline.averaging import WeightAverage
 from segline.budget import LearningRate, read_budget
 from segline.callbacks import Checkpoints
@@ -366,3 +367,43 @@ def test_evaluation_that_is_not_finite_stops_and_names_the_case(tmp_path: Path, 
     batch = next(iter(data.val_dataloader()))
     with pytest.raises(ValueError, match=data.cases["val"][0].name):
         module.validation_step(batch, 0)
+
+
+class Noted:
+    """A logger that notes how it was closed."""
+
+    closed: ClassVar[list[bool]] = []
+
+    def log_report(self, *report: Any) -> None:
+        """Nothing: it is there to say whose logger it is."""
+
+    def finish(self, failed: bool) -> None:
+        self.closed.append(failed)
+
+
+class Broken:
+    """A logger whose server cannot be reached."""
+
+    def __init__(self) -> None:
+        raise ConnectionError("no server")
+
+
+def test_a_logger_is_closed_when_the_next_one_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"first": Noted, "second": Broken}
+    monkeypatch.setattr(job, "build", lambda node, **own: made[node.name]())
+    config = OmegaConf.create({"logger": {name: {"name": name} for name in made}})
+    with pytest.raises(ConnectionError), job._loggers(config, tmp_path):
+        pytest.fail("there is nothing to train with")
+    assert Noted.closed == [True]
+
+
+def test_a_run_that_goes_on_took_the_memory_of_its_whole_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = SimpleNamespace(network=UNet(1, 2, channels=[2, 4]))
+    strategy = SimpleNamespace(root_device=torch.device("cpu"))
+    trainer, budget = SimpleNamespace(strategy=strategy, global_step=3, world_size=1), SimpleNamespace(elapsed=1.0)
+    for memory, resumed, expected in ((80, False, 80), (50, True, 80), (90, True, 90), (40, False, 40)):
+        monkeypatch.setattr(report, "peak", lambda memory=memory: memory * 2**20)
+        report.write_costs(tmp_path, module, trainer, budget, resumed=resumed)  # type: ignore[arg-type]
+        assert tables.read_json(tmp_path / tables.COSTS)["memory_mb"] == expected

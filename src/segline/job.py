@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import sys
@@ -31,6 +30,7 @@ from segline.checkpoints import BEST, RESUME, check_fits, read_network, read_res
 from segline.commit import committed, remove_leftovers
 from segline.config import CONFIG, LOCK, build
 from segline.data.datamodule import SegmentationDataModule
+from segline.locks import locked
 from segline.machine import forget_peak, keep_freed
 from segline.module import SegmentationModule
 from segline.precision import fast_precision, full_name, memory_format
@@ -71,9 +71,9 @@ def run(path: Path) -> None:
         if rank == 0:  # from here on the folder is this run's
             with committed(run_dir / CONFIG) as temporary:
                 OmegaConf.save(config, temporary)
-        trainer = _build_trainer(config, run_dir, budget, _build_callbacks(config, run_dir, budget, card))
-        failed = True
-        try:
+        with _loggers(config, run_dir) as loggers:
+            callbacks = _build_callbacks(config, run_dir, budget, card)
+            trainer = _build_trainer(config, run_dir, budget, callbacks, loggers)
             if trainer.is_global_zero:
                 report.announce(config, run_dir, data, module, trainer, budget)
                 if resume is not None:
@@ -81,18 +81,13 @@ def run(path: Path) -> None:
                 _forget_peaks(trainer.strategy.root_device)
             trainer.fit(module, data, ckpt_path=run_dir / RESUME if resume else None, weights_only=True)
             if trainer.is_global_zero:
-                report.write_costs(run_dir, module, trainer, budget)
+                report.write_costs(run_dir, module, trainer, budget, resumed=resume is not None)
             if not any(getattr(callback, "pruned", False) for callback in trainer.callbacks):  # type: ignore[attr-defined]
                 _finish(config, run_dir, trainer, module, data)
             if torch.distributed.is_initialized():
                 # All leave together: a process that ends while its peers still talk to it is aborted by gloo's threads.
                 torch.distributed.barrier()
                 torch.distributed.destroy_process_group()
-            failed = False
-        finally:
-            for logger in trainer.loggers:
-                if hasattr(logger, "finish"):
-                    logger.finish(failed)
 
 
 def _forget_peaks(device: torch.device) -> None:
@@ -201,7 +196,9 @@ def _pruning(config: DictConfig, run_dir: Path, objective: Objective) -> list[Ca
     return [Pruning(run_dir, config.trial, objective)]
 
 
-def _build_trainer(config: DictConfig, run_dir: Path, budget: Budget, callbacks: list[Callback]) -> pl.Trainer:
+def _build_trainer(
+    config: DictConfig, run_dir: Path, budget: Budget, callbacks: list[Callback], loggers: list[Logger]
+) -> pl.Trainer:
     ours = ("channels_last", "max_epochs", "max_steps", "max_time")
     settings = {str(key): value for key, value in config.trainer.items() if key not in ours}
     return pl.Trainer(
@@ -210,7 +207,7 @@ def _build_trainer(config: DictConfig, run_dir: Path, budget: Budget, callbacks:
         callbacks=callbacks,
         # Lightning would take a job of a cluster for one process of several that the cluster starts, and requeue it by itself.
         plugins=[WholeCheckpointIO(), TorchElasticEnvironment() if "RANK" in os.environ else LightningEnvironment()],
-        logger=_build_loggers(config, run_dir) or False,
+        logger=loggers or False,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,  # ours pads with samples that count nothing
         enable_model_summary=False,
@@ -219,18 +216,26 @@ def _build_trainer(config: DictConfig, run_dir: Path, budget: Budget, callbacks:
     )
 
 
-def _build_loggers(config: DictConfig, run_dir: Path) -> list[Logger]:
-    """Lightning's loggers as they are configured; a `_partial_` one gets the run's config and folder, too."""
-    made = []
-    for node in config.logger.values():
-        if node is not None:
-            own = {"save_dir": str(run_dir)} if "save_dir" in node and node.save_dir is None else {}
-            logger = build(node, **own)
-            made.append(logger(config=config, run_dir=run_dir) if isinstance(logger, partial) else logger)
-    for logger in made:
-        if not hasattr(logger, "log_report"):  # Lightning's own
-            logger.log_hyperparams(OmegaConf.to_container(config))
-    return made
+@contextmanager
+def _loggers(config: DictConfig, run_dir: Path) -> Iterator[list[Logger]]:
+    """Lightning's loggers as they are configured, closed in the end; a `_partial_` one gets the run's config and folder, too."""
+    made: list[Any] = []
+    failed = True
+    try:
+        for node in config.logger.values():
+            if node is not None:
+                own = {"save_dir": str(run_dir)} if "save_dir" in node and node.save_dir is None else {}
+                logger = build(node, **own)
+                made.append(logger(config=config, run_dir=run_dir) if isinstance(logger, partial) else logger)
+        for logger in made:
+            if not hasattr(logger, "log_report"):  # Lightning's own
+                logger.log_hyperparams(OmegaConf.to_container(config))
+        yield made
+        failed = False
+    finally:
+        for logger in made:
+            if hasattr(logger, "finish"):
+                logger.finish(failed)
 
 
 def _hardware(settings: DictConfig) -> dict[str, Any]:
@@ -256,13 +261,9 @@ def _hardware(settings: DictConfig) -> dict[str, Any]:
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
     """Hold the run folder; the lock goes with the process, however that ends."""
-    with (run_dir / LOCK).open("a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{run_dir} is in use by another process; wait for it, or set another hydra.run.dir"
-            ) from None
+    with locked(run_dir / LOCK) as mine:
+        if not mine:
+            raise ValueError(f"{run_dir} is in use by another process; wait for it, or set another hydra.run.dir")
         remove_leftovers(run_dir)
         yield
 
@@ -275,6 +276,9 @@ def _silence() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning")
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings(
+        "ignore", message=".*`srun` command is available.*"
+    )  # who starts processes is not Lightning's to guess
 
 
 if __name__ == "__main__":

@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+#: Set where torch's launcher has started this command itself, as on several nodes.
+LAUNCHED = "TORCHELASTIC_RUN_ID"
 #: After SIGTERM the launcher would kill after 30 seconds, which the running validation and the saving may take longer than.
 _MOST_SECONDS_TO_SAVE = 3600
 

@@ -198,15 +198,19 @@ def write(
     return Report(scores, [run_dir / AUGMENTED, *(run_dir / f"{name}.png" for name in drawn)], shown)
 
 
-def write_costs(run_dir: Path, module: SegmentationModule, trainer: pl.Trainer, budget: Budget) -> None:
+def write_costs(
+    run_dir: Path, module: SegmentationModule, trainer: pl.Trainer, budget: Budget, *, resumed: bool
+) -> None:
     """Keep what the training took: weights, steps, seconds, processes, and memory of the first of these, at most.
 
     Memory is that of the GPU where there is one, else that of the whole process.
     """
     on_gpu = trainer.strategy.root_device.type == "cuda"
     memory = torch.cuda.max_memory_allocated(trainer.strategy.root_device) if on_gpu else peak()
+    # A run that goes on may have nothing left but its last evaluation, which takes little.
+    memory_mb = max(memory / 2**20, tables.read_json(run_dir / COSTS).get("memory_mb", 0.0) if resumed else 0.0)
     weights = sum(p.numel() for p in module.network.parameters())
-    taken = (weights, trainer.global_step, budget.elapsed, trainer.world_size, memory / 2**20)
+    taken = (weights, trainer.global_step, budget.elapsed, trainer.world_size, memory_mb)
     tables.write_json(run_dir / COSTS, dict(zip(COSTED, taken, strict=True)))
 
 

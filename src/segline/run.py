@@ -17,14 +17,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from segline.commit import temporary_path
 from segline.config import CONF_DIR, CONFIG, LOCK, as_list, networks, offer_own_data
-from segline.processes import launch
+from segline.processes import LAUNCHED, launch
 from segline.refusals import Stopped
 from segline.words import has_password
 
 __all__ = ["compare_models", "evaluate", "explain", "export", "offer_own_data", "predict", "robustness", "train"]
 
-#: Set where torch's launcher has started this command itself, as on several nodes.
-_LAUNCHED = "TORCHELASTIC_RUN_ID"
 #: Keys of the configs of predict and eval that say how trained networks are asked.
 ASKED = (
     "checkpoint",
@@ -86,7 +84,7 @@ def _train(config: DictConfig, run_dir: Path, sweep: bool = False) -> None:
     """Resolve the config, and train in as many processes as it asks for."""
     hydra_config = HydraConfig.get()
     chosen_folder = any(override.startswith(_FOLDERS) for override in hydra_config.overrides.hydra)
-    if _LAUNCHED in os.environ and not chosen_folder:
+    if LAUNCHED in os.environ and not chosen_folder:
         raise ValueError(
             "several processes need one folder: set hydra.run.dir=runs/NAME, and resume=auto to go on there"
         )
@@ -130,7 +128,7 @@ def _remove_if_unused(run_dir: Path) -> None:
 
 def _start(path: Path, processes: int, sweep: bool) -> None:
     """Run the job in this process, or in several of torch's launcher; of a sweep others shall follow one that fails."""
-    if processes == 1 or _LAUNCHED in os.environ:
+    if processes == 1 or LAUNCHED in os.environ:
         from segline import job
 
         job.run(path)

@@ -56,6 +56,7 @@ def wandb_run(
     sweep, choices = config.run.get("sweep"), config.run.choices
     make = partial(
         WandbRun,
+        objective=config.objective,
         name=config.run.name,
         save_dir=str(run_dir),
         project=project,
@@ -130,12 +131,23 @@ def _identity(run_dir: Path) -> str:
 
 
 class WandbRun(WandbLogger):
-    """Lightning's logger that also takes the report and closes the run."""
+    """Lightning's logger that also takes the report and closes the run.
+
+    Args:
+        objective: What is logged of a single class, too, besides Dice and IoU.
+        settings: Of Lightning's logger.
+    """
+
+    def __init__(self, *, objective: str, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.objective = objective
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         """Log means over classes, and of each class Dice and IoU: a chart each; `metrics.csv` has them all."""
-        super().log_metrics({name: v for name, v in metrics.items() if _is_charted(name)}, step)
+        super().log_metrics(
+            {name: v for name, v in metrics.items() if name == self.objective or _is_charted(name)}, step
+        )
 
     def log_report(self, report: Report, labels: Labels) -> None:
         """Show the scores of the best weights, the run's pictures, and the chosen cases under masks that can be switched."""

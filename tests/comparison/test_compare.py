@@ -7,7 +7,7 @@ import pytest
 from made_up_runs import write_run
 
 from segline.cli import main as cli
-from segline.comparison.command import read
+from segline.comparison.command import main, read
 from segline.comparison.compare import Comparison, compare_runs, score_classes
 from segline.comparison.methods import differing, find_methods
 from segline.comparison.runs import Cases, find_runs
@@ -51,6 +51,7 @@ def test_seeds_are_averaged_for_each_case_first(tmp_path: Path) -> None:
     comparison = compare_runs([str(tmp_path)])
     assert comparison.scores.tolist() == [pytest.approx([0.3, 0.6])]
     assert "0.4500 ± 0.2121" in method_table(comparison)  # of 0.3 and 0.6
+    assert "no test can show" not in " ".join(comparison.notes)  # there is nothing that it could be compared with
 
 
 def test_a_group_counts_once_in_scores_and_differences(tmp_path: Path) -> None:
@@ -283,3 +284,55 @@ def test_the_command_answers_mistakes(
 def test_a_misspelt_setting_is_not_taken_for_a_folder() -> None:
     with pytest.raises(ValueError, match=r"metrics=iou_case is no folder and no setting. Did you mean metric"):
         read(["runs", "metrics=iou_case"])
+
+
+def test_a_run_has_no_score_of_a_class_that_it_does_not_know() -> None:
+    values = np.array([0.5, 0.7])
+    one, other = (Cases(["x", "y"], ["g"] * 2, {f"dice/{name}": values}) for name in ("front", "whole"))
+    scores = score_classes([one, other], ["x", "y"], "dice_case")
+    assert scores["front"] == pytest.approx(np.array([[0.5, 0.7], [np.nan, np.nan]]), nan_ok=True)
+    assert scores["whole"] == pytest.approx(np.array([[np.nan, np.nan], [0.5, 0.7]]), nan_ok=True)
+
+
+def test_other_classes_and_backgrounds_are_said_and_give_the_same_in_any_order(tmp_path: Path) -> None:
+    for name, labels in (("a", {"background": "cat"}), ("b", {"background": None})):
+        write_run(
+            tmp_path / name, {"cat": [0.2, 0.4], "dog": [0.4, 0.5]}, data={"labels": labels}, choices={"loss": name}
+        )
+    one, other = (compare_runs([str(tmp_path / name) for name in order]) for order in ("ab", "ba"))
+    assert one.reached == other.reached
+    assert set(one.of_class) == {"dog", "background"}
+    assert any("different classes or backgrounds" in note for note in one.notes)
+
+
+def test_the_same_training_twice_is_not_two_seeds(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_run(tmp_path / name, nuclei(0.1), seed=0)
+        write_run(tmp_path / f"{name}2", nuclei(0.0), seed=0, choices={"loss": "ce"})
+    comparison = compare_runs([str(tmp_path)])
+    assert [(len(m.runs), m.num_repeats) for m in comparison.methods] == [(2, 1), (2, 1)]
+    assert "Of these trained models: dice_ce is better than: ce" in said(comparison)
+    assert "Of dice_ce some runs have one seed: they count as runs, and not as seeds." in comparison.notes
+
+
+def test_the_best_is_first_even_where_a_fold_has_no_case_of_the_class(tmp_path: Path) -> None:
+    for name, score in (("a", 0.2), ("b", 0.6), ("c", 0.4)):
+        for fold, rare in enumerate(([score, score], [None, None])):
+            write_run(
+                tmp_path / f"{name}{fold}", {"rare": rare, "cell": [0.5, 0.5]}, data={"fold": [fold, 2]}, choices={"loss": name},
+                groups=[f"{fold} {k}" for k in range(2)],
+            )  # fmt: skip
+    comparison = compare_runs([str(tmp_path)], "dice_case/rare")
+    assert [method.name for method in comparison.methods] == ["b", "c", "a"]
+
+
+def test_a_small_p_is_not_said_to_be_nothing(tmp_path: Path) -> None:
+    many = list(np.random.default_rng(0).uniform(0.4, 0.8, 16))
+    for name, gain in (("a", 0.1), ("b", 0.0)):
+        write_run(tmp_path / name, {"nucleus": [value + gain for value in many]}, choices={"loss": name})
+    assert "<0.0001" in pair_table(compare_runs([str(tmp_path)]))
+
+
+def test_a_table_for_a_paper_is_written_into_a_new_folder(runs: Path, tmp_path: Path) -> None:
+    main([str(runs), f"output={tmp_path / 'new' / 'table.md'}"])
+    assert "| attention_unet |" in (tmp_path / "new" / "table.md").read_text()

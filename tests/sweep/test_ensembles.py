@@ -11,7 +11,7 @@ from segline.config import OWN, own_data
 from segline.inference.members import is_of_folds, locate_all
 from segline.inference.predictor import Settings
 from segline.scoring import open_all
-from segline.sweep.ensembles import write_ensembles
+from segline.sweep.ensembles import are_repeats, write_ensembles
 from segline.sweep.points import Point
 
 
@@ -25,7 +25,7 @@ def folds(folder: Path, model: str, count: int) -> list[Point]:
 
 
 def test_folds_of_each_setting_are_one_ensemble(tmp_path: Path) -> None:
-    points = [*folds(tmp_path, "unet", 4), *folds(tmp_path, "fcn", 3)]
+    points = [*folds(tmp_path, "unet", 4), *folds(tmp_path, "fcn", 4)]
     made = write_ensembles(tmp_path, points)
     assert [folder.name for folder in made] == ["ensemble_model=unet", "ensemble_model=fcn"]
     assert locate_all(str(made[0])) == [tmp_path / f"unet_{k}" / "best.ckpt" for k in range(3)]
@@ -90,3 +90,15 @@ def test_seeds_of_one_fold_are_no_folds(tmp_path: Path) -> None:
         write_run(tmp_path / point.name, {"cell": [0.5]}, split="test")
     (folder,) = write_ensembles(tmp_path, points)
     assert not is_of_folds(folder)
+
+
+def test_folds_of_other_numbers_are_other_ensembles(tmp_path: Path) -> None:
+    whole = Point("whole", ("model=unet", "data.fold=null", "seed=0"))
+    write_run(tmp_path / "whole", {"cell": [0.5]})
+    three, two = folds(tmp_path, "unet", 3), folds(tmp_path, "fcn", 3)
+    two = [Point(p.name, ("model=unet", p.overrides[1].replace(",3", ",4"), "seed=0")) for p in two]
+    made = write_ensembles(tmp_path, [whole, *three, *two])
+    assert [folder.name for folder in made] == ["ensemble_folds=3", "ensemble_folds=4"]
+    assert are_repeats(three)
+    assert not are_repeats([*three, *two])
+    assert are_repeats([Point(f"{k}", (f"data.seed={k}",)) for k in range(2)])

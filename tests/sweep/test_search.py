@@ -253,3 +253,22 @@ def test_a_search_that_is_killed_trains_each_trial_once(tmp_path: Path) -> None:
     assert len(ended(tmp_path / "log")) == 8
     assert set(ended(tmp_path / "log").values()) == {1}
     assert begun(tmp_path / "log") == 8 + 6
+
+
+@pytest.mark.slow
+def test_a_trial_whose_values_were_not_drawn_when_its_command_was_killed_is_a_failed_one(tmp_path: Path) -> None:
+    folder = tmp_path / "search"
+    command = [*SEARCH, f"hydra.sweep.dir={folder}"]
+    sweep([*command, "hydra.sweeper.n_trials=2"], tmp_path / "log")
+    study(folder).ask()
+    sweep([*command, "hydra.sweeper.n_trials=4"], tmp_path / "log")
+    states = [trial.state for trial in study(folder).trials]
+    assert states == [TrialState.COMPLETE, TrialState.COMPLETE, TrialState.FAIL, TrialState.COMPLETE]
+
+
+@pytest.mark.slow
+def test_a_study_of_another_folder_is_not_joined(tmp_path: Path) -> None:
+    command = [*SEARCH, "hydra.sweeper.n_trials=2", f"hydra.sweeper.storage=sqlite:///{tmp_path / 'all.db'}"]
+    sweep([*command, f"hydra.sweep.dir={tmp_path / 'one' / 'search'}"], tmp_path / "log")
+    with pytest.raises(ValueError, match=r"the study 'search' of that database is not of this folder, .*other/search"):
+        sweep([*command, f"hydra.sweep.dir={tmp_path / 'other' / 'search'}"], tmp_path / "log")

@@ -4,6 +4,7 @@ import json
 import random
 import time
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from made_up_sweep import begun, ended, start, sweep
 
 from segline.sweep.folder import SWEEP
 from segline.sweep.grid import point_name
-from segline.sweep.points import ERROR, State, once, state_of
+from segline.sweep.points import ERROR, Point, State, once, state_of
+from segline.sweep.run import Sweep, _why
+from segline.tables import write_json
 
 GRID = ["seed=0,1,2", "loss=ce,dice_ce", "optimizer.lr=1e-3,1e-2"]
 
@@ -205,8 +208,9 @@ def test_a_worker_that_is_killed_costs_no_point(tmp_path: Path) -> None:
     assert set(ended(tmp_path / "log")) == {"0_seed=0", "2_seed=1", "3_seed=2"}
 
 
-def test_a_launcher_that_starts_nothing_is_said_at_once(tmp_path: Path) -> None:
+def test_a_launcher_that_starts_nothing_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without SLURM there is no srun."""
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"the launcher ended with .*srun.*; nothing was started"):
         sweep(["seed=0,1", "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
 
@@ -218,3 +222,82 @@ def test_asking_for_a_point_holds_nobody_up(tmp_path: Path) -> None:
         states = list(pool.map(lambda _: state_of(tmp_path), range(400)))
     once(tmp_path, lambda: None)
     assert set(states) == {State.OPEN}
+
+
+def test_points_that_ended_without_their_command_are_put_together_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep(["seed=0,1"], tmp_path / "log")
+    (folder,) = (tmp_path / "runs").iterdir()
+    (folder / ".ended").unlink()  # as where jobs of a cluster go on when the command is stopped
+    (folder / "ensemble" / "members.json").unlink()
+    sweep(["seed=0,1"], tmp_path / "log")
+    assert list((tmp_path / "runs").iterdir()) == [folder]
+    assert (folder / "ensemble" / "members.json").exists()
+    assert ended(tmp_path / "log") == Counter(["0_seed=0", "1_seed=1"])
+
+
+def test_a_sweep_does_not_go_on_with_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    experiment = tmp_path / "conf" / "experiment" / "mine.yaml"
+    experiment.parent.mkdir(parents=True)
+    command = ["experiment=mine", "seed=0,1", f"hydra.searchpath=[file://{tmp_path / 'conf'}]"]
+    for number, rate in enumerate(("1e-2", "1e-3")):
+        experiment.write_text(f"# @package _global_\noptimizer: {{lr: {rate}}}\n")
+        sweep([*command, "hydra.sweep.dir=chosen"] if not number else command, tmp_path / "log")
+    with pytest.raises(
+        ValueError, match=r"holds another sweep: the settings that are the same for all .* have changed"
+    ):
+        sweep([*command, "hydra.sweep.dir=chosen"], tmp_path / "log")
+
+
+def test_a_password_and_another_launcher_are_refused_before_anything_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"uri='https://\*\*\*@host' holds a password.* by the environment: \+logger.uri="
+    ):
+        sweep(["+logger.uri='https://me:secret@host'", "seed=0,1"], tmp_path / "log")
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    with pytest.raises(ValueError, match=r"leave torchrun out, and set trainer=ddp trainer\.devices=N"):
+        sweep(["seed=0,1"], tmp_path / "log")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_points_that_had_not_begun_when_another_was_killed_are_launched_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launched: list[list[str]] = []
+
+    def launch(self: Sweep, folder: Path, points: Sequence[Point], first: int) -> None:
+        launched.append([point.name for point in points])
+        for point in points if len(launched) > 1 else points[:1]:
+            (folder / point.name).mkdir(exist_ok=True)
+            (folder / point.name / ".claim").touch()
+            if len(launched) > 1:
+                write_json(folder / point.name / "scores.json", {"val/iou": 0.5})
+
+    monkeypatch.setattr(Sweep, "launch", launch)
+    sweep(["seed=0,1,2,3", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
+    names = [f"{seed}_seed={seed}" for seed in range(4)]
+    assert launched == [names, names[1:], names[:1]]
+
+
+def test_why_a_point_failed_is_said_even_where_it_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise ValueError("2 faults in the data:\n  a\n  b")
+
+    for broken in (False, True):
+        if broken:
+            monkeypatch.setattr(
+                "segline.sweep.points.committed", lambda path: (_ for _ in ()).throw(OSError(28, "full"))
+            )
+        with pytest.raises(ValueError, match="2 faults"):
+            once(tmp_path, fail)
+        assert "failed    " in capsys.readouterr().err
+        said = _why(tmp_path)
+        assert said.startswith("it ended without" if broken else "ValueError: 2 faults in the data: (")

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from segline.commit import committed
 from segline.comparison.compare import METRICS, Comparison, compare_runs
 from segline.comparison.text import said
 from segline.refusals import nearest
@@ -78,4 +79,9 @@ def _writer(output: str) -> Callable[[Path, Comparison], object]:
         return write_with_panels
     if suffix not in styles:
         raise ValueError(f"output={output}: expected a name that ends in .html, {' or '.join(styles)}")
-    return lambda path, comparison: path.write_text(said(comparison, styles[suffix]) + "\n")
+
+    def write(path: Path, comparison: Comparison) -> None:
+        with committed(path) as temporary:
+            temporary.write_text(said(comparison, styles[suffix]) + "\n")
+
+    return write

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -49,6 +49,10 @@ class Comparison:
     against: str | None
     notes: list[str]
 
+    def known(self, method: Method) -> list[float]:
+        """What the runs of a method have reached, of those that have a score."""
+        return _known(method, self.reached)
+
     @property
     def num_groups(self) -> int:
         """How many groups there are."""
@@ -81,11 +85,11 @@ def compare_runs(
     if lacking := [run for run in finished if run.folder not in tables]:
         raise ValueError(f"{lacking[0].folder} has no cases of the {split} part; set split to one that all runs have")
     names, groups = _all_cases(tables.values())
-    background = finished[0].settings.get("data.labels.background")
-    by_class = score_classes(list(tables.values()), names, metric, background)
+    backgrounds = {str(run.settings.get("data.labels.background")) for run in finished}
+    by_class = score_classes(list(tables.values()), names, metric, backgrounds)
     of_run = dict(zip(tables, _mean(np.stack(list(by_class.values())), 0), strict=True))
     reached = {folder: _mean_of_groups(of_cases, groups) for folder, of_cases in of_run.items()}
-    methods.sort(key=lambda method: -np.nan_to_num(mean(reached[run.folder] for run in method.runs)))
+    methods.sort(key=lambda method: -np.nan_to_num(mean_of(_known(method, reached))))
     scores = np.array([_mean(np.array([of_run[run.folder] for run in method.runs]), 0) for method in methods])
     notes = [
         *_left_out("hold no run", empty),
@@ -108,7 +112,7 @@ def compare_runs(
 
 
 def score_classes(
-    tables: Sequence[Cases], names: Sequence[str], metric: str, background: str | None = None
+    tables: Sequence[Cases], names: Sequence[str], metric: str, backgrounds: Collection[str] = ()
 ) -> dict[str, NDArray[np.float64]]:
     """Scores of each run's cases by class, `[R, N]`: of the one that the metric names, or of all that enter means; nan where there is none.
 
@@ -119,7 +123,7 @@ def score_classes(
         tables: Of each run.
         names: Of the cases, `[N]`.
         metric: As of `Comparison`.
-        background: Class that stays out of means.
+        backgrounds: Classes that stay out of means.
 
     Raises:
         ValueError: No such metric or class.
@@ -138,18 +142,18 @@ def score_classes(
         raise ValueError(
             f"metric is {metric!r}, but there is no class {one_class!r}; expected one of {', '.join(known)}"
         )
-    classes = [one_class] if one_class else [name for name in known if name != background]
+    classes = [one_class] if one_class else [name for name in known if name not in backgrounds]
     places = {name: place for place, name in enumerate(names)}
     scores = {name: np.full((len(tables), len(names)), np.nan) for name in classes}
-    seen = np.zeros((len(tables), len(names)), bool)
+    seen = {name: np.zeros((len(tables), len(names)), bool) for name in classes}
     for run, table in enumerate(tables):
         where = np.array([places[name] for name in table.names])
-        seen[run, where] = True
         for name in classes:
-            if prefix + name in table.columns:
+            if prefix + name in table.columns:  # a run of other labels knows nothing of it
+                seen[name][run, where] = True
                 scores[name][run, where] = table.columns[prefix + name]
-    for of_class in scores.values():
-        of_class[np.isnan(of_class) & seen & ~np.isnan(of_class).all(0)] = 1.0
+    for name, of_class in scores.items():
+        of_class[np.isnan(of_class) & seen[name] & ~np.isnan(of_class).all(0)] = 1.0
     return scores
 
 
@@ -185,6 +189,12 @@ def _mixed(runs: Sequence[Run], tables: Iterable[Cases]) -> list[str]:
     notes = []
     if len(data := dict.fromkeys(str(run.settings.get("data")) for run in runs)) > 1:
         notes.append(f"Runs are of different data ({', '.join(data)}): cases of one name are taken for the same.")
+    labels = [str(sorted(run.settings.get("data.labels.classes") or [])) for run in runs]
+    backgrounds = [str(run.settings.get("data.labels.background")) for run in runs]
+    if len(set(zip(labels, backgrounds, strict=True))) > 1:
+        notes.append(
+            "Runs have different classes or backgrounds: the mean of each is over those classes that it knows."
+        )
     groups: dict[str, set[str]] = {}
     for table in tables:
         for name, group in zip(table.names, table.groups, strict=True):
@@ -198,13 +208,17 @@ def _doubts(
     methods: Sequence[Method], scores: NDArray[np.float64], groups: Sequence[str], split: str, against: str | None
 ) -> list[str]:
     """What weakens the conclusions."""
-    notes = []
+    notes = [
+        f"Of {method.name} some runs have one seed: they count as runs, and not as seeds."
+        for method in methods
+        if method.num_repeats < len(method.runs)
+    ]
     if split == "val":
         notes.append(
             "Scores are of the validation part, which also picked the weights of each run: all are flattered a little."
         )
     sets = {tuple(sorted(map(str, method.seeds))) for method in methods}
-    if len(methods) > 1 and any(len(method.runs) == 1 for method in methods):
+    if len(methods) > 1 and any(method.num_repeats == 1 for method in methods):
         notes.append(
             "Where a method has one seed, a verdict is about the trained models at hand; another seed may turn it round. "
             "Train several: -m seed=0,1,2."
@@ -217,12 +231,21 @@ def _doubts(
             f"{count_of(missing, 'case')} of {scores.shape[1]} have no score of some method, and are left out of its pairs."
         )
     num_pairs = len(methods) - 1 if against else len(methods) * (len(methods) - 1) // 2
-    if len(set(groups)) < (needed := least_groups(num_pairs)):
+    if num_pairs and len(set(groups)) < (needed := least_groups(num_pairs)):
         notes.append(
             f"There are {count_of(len(set(groups)), 'group')}; with fewer than {needed} no test can show a difference of "
             f"{count_of(len(methods), 'method')}{'' if against or num_pairs < 2 else '; against=METHOD tests fewer pairs'}."
         )
     return notes
+
+
+def mean_of(values: Sequence[float]) -> float:
+    """The mean; nan of nothing."""
+    return mean(values) if values else float("nan")
+
+
+def _known(method: Method, reached: Mapping[Path, float]) -> list[float]:
+    return [score for run in method.runs if (score := reached[run.folder]) == score]
 
 
 def _mean_of_groups(scores: NDArray[np.float64], groups: Sequence[str]) -> float:

@@ -46,6 +46,11 @@ class Method:
     runs: list[Run]
 
     @property
+    def num_repeats(self) -> int:
+        """How many of its runs differ: by seed, or by fold."""
+        return len({repr([run.settings.get(key) for key in SEEDS]) for run in self.runs})
+
+    @property
     def seeds(self) -> list[Any]:
         """Of its runs."""
         return [run.settings.get("seed") for run in self.runs]

@@ -8,14 +8,13 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from statistics import mean
 from typing import Any
 
 import numpy as np
 
 from segline.commit import committed
 from segline.comparison import text
-from segline.comparison.compare import Comparison
+from segline.comparison.compare import Comparison, mean_of
 from segline.comparison.importance import importances
 from segline.comparison.methods import SEEDS, differing, say_value
 from segline.comparison.runs import Run
@@ -58,7 +57,7 @@ def write(path: Path, comparison: Comparison, panels: Sequence[Mapping[str, Any]
     from plotly.offline import get_plotlyjs
 
     runs = [run for method in comparison.methods for run in method.runs]
-    swept = [key for key in differing(runs) if key not in SEEDS][:_SWEPT]
+    swept = [key for key in differing(runs) if key not in SEEDS]
     scored = [run for run in runs if comparison.reached[run.folder] == comparison.reached[run.folder]]
     shares = importances([{key: run.settings.get(key) for key in swept} for run in scored], _scores(comparison, scored))
     data = json.dumps(_finite(_data(comparison, runs, swept, shares)), separators=(",", ":"), allow_nan=False)
@@ -80,11 +79,11 @@ def write(path: Path, comparison: Comparison, panels: Sequence[Mapping[str, Any]
         verdicts=text.verdicts(comparison),
         copies={style: text.said(comparison, style) for style in ("markdown", "latex")},
         notes=comparison.notes,
-        runs=_run_rows(comparison, runs, swept),
+        runs=_run_rows(comparison, runs, swept[:_SWEPT]),
         classes=_class_rows(comparison),
         groups=_group_rows(comparison),
         num_listed=comparison.num_groups,
-        swept=len(swept),
+        swept=min(len(swept), _SWEPT),
         importance=shares,
         panels=panels,
         panels_note=panels_note,
@@ -130,13 +129,13 @@ def _data(
     places = {run.folder: k for k, run in enumerate(runs)}
     return {
         "metric": comparison.metric,
-        "swept": list(swept),
+        "swept": list(swept[:_SWEPT]),
         "importance": [{"key": key, "share": round(share, 4)} for key, share in shares.items()],
         "methods": [
             {
                 "name": method.name,
                 "runs": [places[run.folder] for run in method.runs],
-                "score": mean(_scores(comparison, method.runs)),
+                "score": mean_of(comparison.known(method)),
             }
             for method in comparison.methods
         ],
@@ -192,7 +191,7 @@ def _run_rows(comparison: Comparison, runs: Sequence[Run], swept: Sequence[str])
         own = _costs(run)
         settings = [say_value(run.settings.get(key)) for key in (*swept, "seed")]
         rows.append(
-            [run.name, *settings, f"{score:.4f}", *(f"{own[name]:,.4g}" if name in own else "–" for name in costs)]
+            [run.name, *settings, _number(score), *(f"{own[name]:,.4g}" if name in own else "–" for name in costs)]
         )
     return rows
 
@@ -208,7 +207,10 @@ def _matrix(comparison: Comparison) -> list[list[tuple[str, str]]]:
     names = [method.name for method in comparison.methods[:_BESIDE]]
     if comparison.against or len(names) < 3:
         return []
-    cells = {(p.one, p.other): (f"{p.difference:+.4f}", p.verdict) for p in comparison.pairs}
+    cells = {
+        (p.one, p.other): ("–" if p.difference != p.difference else f"{p.difference:+.4f}", p.verdict)
+        for p in comparison.pairs
+    }
     return [[(name, ""), *(cells.get((name, other), ("", "")) for other in names[1:])] for name in names[:-1]]
 
 

@@ -71,6 +71,8 @@ def _predict_by(run: Run, split: str, names: Sequence[str]) -> Iterator[dict[str
     predictor, data = _open(run, split)
     labels = data.labels
     by_name = {case.name: case for case in data.cases[split]}
+    if gone := [name for name in names if name not in by_name]:
+        raise ValueError(f"{gone[0]} is not in the {split} part of {run.folder}'s data any more")
     for name in names:
         case = by_name[name]
         view = choose_view(data.facts[name], data.open(case)[1], labels)

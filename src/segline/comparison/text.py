@@ -22,7 +22,11 @@ def said(comparison: Comparison, style: str = "plain") -> str:
     cases, groups = count_of(len(comparison.names), "case"), count_of(comparison.num_groups, "group")
     parts = [
         _prose(
-            [f"{cases} in {groups} of the {comparison.split} part; means over groups, ± deviation over runs"], style
+            [
+                f"{cases} in {groups} of the {comparison.split} part; {comparison.metric} is a mean over classes, then cases, then "
+                "groups, ± deviation over runs"
+            ],
+            style,
         ),
         method_table(comparison, style),
     ]
@@ -54,12 +58,11 @@ def method_rows(comparison: Comparison) -> list[list[str]]:
     """Cells of `method_table`, the head first."""
     rows = []
     for method in comparison.methods:
-        reached = [comparison.reached[run.folder] for run in method.runs]
-        known = [score for score in reached if score == score]
+        known = comparison.known(method)
         spread = f" ± {stdev(known):.4f}" if len(known) > 1 else ""
         costs = [_cost(method, "weights", 1e6, 2), _cost(method, "steps", 1, 0), _cost(method, "seconds", 60, 1)]
-        rows.append([method.name, str(len(reached)), f"{mean(known):.4f}{spread}" if known else "–", *costs])
-    head = ["Method", "Runs", f"{comparison.split}/{comparison.metric}", "Million weights", "Steps", "Minutes"]
+        rows.append([method.name, str(len(method.runs)), f"{mean(known):.4f}{spread}" if known else "–", *costs])
+    head = ["Method", "Runs", comparison.metric, "Million weights", "Steps", "Minutes"]
     return [head, *rows]
 
 
@@ -77,13 +80,17 @@ def pair_rows(comparison: Comparison) -> list[list[str]]:
             f"{pair.one} – {pair.other}",
             f"{pair.difference:+.4f}" if pair.num_groups else "–",
             f"{pair.low:+.4f} to {pair.high:+.4f}" if pair.low == pair.low else "–",
-            f"{pair.p:.4f}" if pair.p == pair.p else "–",
+            _p(pair.p),
             f"{pair.wins}/{pair.ties}/{pair.losses}",
             pair.verdict,
         ]
         for pair in comparison.pairs
     ]
     return rows
+
+
+def _p(p: float) -> str:
+    return "–" if p != p else f"{p:.4f}" if p >= 1e-4 else "<0.0001"
 
 
 def verdicts(comparison: Comparison) -> list[str]:
@@ -124,9 +131,10 @@ def verdicts(comparison: Comparison) -> list[str]:
 
 def _may_turn_round(comparison: Comparison, pair: Pair) -> bool:
     """Whether other seeds could say otherwise: a method has one, or scores of runs of both overlap."""
-    scores = {m.name: [comparison.reached[run.folder] for run in m.runs] for m in comparison.methods}
-    one, other = scores[pair.one], scores[pair.other]
-    return min(len(one), len(other)) == 1 or not (min(one) > max(other) or min(other) > max(one))
+    methods = [method for method in comparison.methods if method.name in (pair.one, pair.other)]
+    one, other = map(comparison.known, methods)
+    alone = min(method.num_repeats for method in methods) == 1
+    return alone or not (min(one) > max(other) or min(other) > max(one))
 
 
 def _other(pair: Pair, pivot: str) -> str:

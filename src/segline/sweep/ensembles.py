@@ -7,12 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from segline import tables
+from segline.comparison.methods import SEEDS
 from segline.inference.members import MEMBERS
 from segline.sweep.points import Point
 from segline.tables import SCORES
-
-#: Overrides by which members of one ensemble differ.
-_REPEATED = ("seed", "data.fold")
 
 
 def write_ensembles(folder: Path, points: Sequence[Point]) -> list[Path]:
@@ -26,8 +24,7 @@ def write_ensembles(folder: Path, points: Sequence[Point]) -> list[Path]:
     """
     alike: dict[tuple[str, ...], list[Point]] = {}
     for point in points:
-        settings = tuple(override for override in point.overrides if override.partition("=")[0] not in _REPEATED)
-        alike.setdefault(settings, []).append(point)
+        alike.setdefault(_setting(point), []).append(point)
     made = []
     for settings, of_setting in alike.items():
         members = [point for point in of_setting if (folder / point.name / SCORES).exists()]
@@ -43,6 +40,23 @@ def write_ensembles(folder: Path, points: Sequence[Point]) -> list[Path]:
         if rows:
             tables.write_cases(made[-1] / "cases.parquet", rows)
     return made
+
+
+def are_repeats(points: Sequence[Point]) -> bool:
+    """Whether points are one setting, with several seeds or on several folds."""
+    return len(points) > 1 and len({_setting(point) for point in points}) == 1
+
+
+def _setting(point: Point) -> tuple[str, ...]:
+    """The overrides of a point but for those by which members of an ensemble differ; of a fold, of how many it is one."""
+    settings = []
+    for override in point.overrides:
+        key, _, value = override.partition("=")
+        if key == "data.fold" and "," in value:
+            settings.append(f"folds={value.strip('[]').split(',')[1].strip()}")
+        elif key not in SEEDS:
+            settings.append(override)
+    return tuple(settings)
 
 
 def _name(settings: tuple[str, ...], all_settings: Sequence[tuple[str, ...]]) -> str:
@@ -62,8 +76,8 @@ def _out_of_fold(folder: Path, members: Sequence[Point]) -> Iterator[dict[str, A
     import pyarrow.parquet as pq
 
     for point in members:
-        fold = next((o.partition("=")[2] for o in point.overrides if o.startswith("data.fold=")), None)
-        if fold is not None:
+        fold = next((o.partition("=")[2] for o in point.overrides if o.startswith("data.fold=")), "")
+        if "," in fold:
             for row in pq.read_table(
                 folder / point.name / "cases.parquet", filters=[("split", "=", "test")]
             ).to_pylist():

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from segline import tables
 from segline.commit import temporary_path
+from segline.locks import locked
 
 #: What a sweep is, in its folder.
 SWEEP = "sweep.json"
 #: Held, by any number of processes, while they work on the sweep.
 _LOCK = ".sweep.lock"
+#: There once a command has come to the sweep's end.
+_ENDED = ".ended"
 
 
 @contextmanager
@@ -37,17 +40,22 @@ def sweep_folder(asked: Path, chosen: bool, command: Mapping[str, Any], done: Ca
     with ExitStack() as stack:
         folder = asked if chosen else _unfinished(asked.parent, command, done)
         if folder is None:
-            yield _made(asked, command, stack)
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        _hold(folder, stack)
-        if not (folder / SWEEP).exists():
-            tables.write_json(folder / SWEEP, command)
-        elif (before := _read(folder)) != _plain(command):
-            raise ValueError(
-                f"{folder} holds another sweep: {_differing(before, command)}; set another hydra.sweep.dir"
-            )
+            folder = _made(asked, command, stack)
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            _hold(folder, stack)
+            with alone(folder):  # several commands may have been told of a new folder
+                if not (folder / SWEEP).exists():
+                    tables.write_json(folder / SWEEP, _new(command))
+            if differing := _differing(tables.read_json(folder / SWEEP), command):
+                raise ValueError(f"{folder} holds another sweep: {differing}; set another hydra.sweep.dir")
         yield folder
+        (folder / _ENDED).touch()
+
+
+def alone(folder: Path) -> AbstractContextManager[bool]:
+    """Let no other command on this machine decide about the sweep meanwhile."""
+    return locked(folder / ".alone.lock", wait=True)
 
 
 def _made(asked: Path, command: Mapping[str, Any], stack: ExitStack) -> Path:
@@ -55,7 +63,7 @@ def _made(asked: Path, command: Mapping[str, Any], stack: ExitStack) -> Path:
     new = temporary_path(asked)
     new.mkdir(parents=True)
     _hold(new, stack)
-    tables.write_json(new / SWEEP, command)
+    tables.write_json(new / SWEEP, _new(command))
     folder, number = asked, 1
     while True:
         try:
@@ -69,38 +77,37 @@ def _made(asked: Path, command: Mapping[str, Any], stack: ExitStack) -> Path:
 
 
 def _hold(folder: Path, stack: ExitStack) -> None:
-    lock = stack.enter_context((folder / _LOCK).open("a"))
-    fcntl.flock(lock, fcntl.LOCK_SH)
+    stack.enter_context(locked(folder / _LOCK, shared=True, wait=True))
 
 
 def _unfinished(parent: Path, command: Mapping[str, Any], done: Callable[[Path], bool]) -> Path | None:
-    """The newest sweep by the same command that has points left and that no process is at work on."""
-    for path in sorted(parent.glob(f"*/{SWEEP}"), key=lambda path: path.stat().st_mtime, reverse=True):
-        if _read(path.parent) == _plain(command) and not done(path.parent) and not _is_held(path.parent):
-            return path.parent
+    """The newest sweep by the same command that has not come to its end and that no process is at work on."""
+    for path in sorted(parent.glob(f"[!.]*/{SWEEP}"), key=lambda path: path.stat().st_mtime, reverse=True):
+        folder = path.parent
+        if _differing(tables.read_json(path), command) or _is_held(folder):
+            continue
+        # Its points may have ended without the command, which has not put them together then.
+        if not (folder / _ENDED).exists() or not done(folder):
+            return folder
     return None
 
 
 def _is_held(folder: Path) -> bool:
-    with (folder / _LOCK).open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    with locked(folder / _LOCK) as free:
+        return not free
 
 
-def _read(folder: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((folder / SWEEP).read_text())
-    return content
+def _new(command: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a sweep: its command, and what tells it from all others by that command."""
+    return {"id": uuid.uuid4().hex, **command}
 
 
-def _plain(command: Mapping[str, Any]) -> dict[str, Any]:
-    """As it reads back."""
-    content: dict[str, Any] = json.loads(json.dumps(command))
-    return content
-
-
-def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    key = next(key for key in {**before, **now} if before.get(key) != _plain(now).get(key))
-    return f"its {key} is {before.get(key)}, and not {now.get(key)}"
+def _differing(before: Mapping[str, Any], command: Mapping[str, Any]) -> str:
+    """What of a sweep that is there is not as commanded, in words; empty where it is the same."""
+    now = {"id": before.get("id"), **json.loads(json.dumps(command))}  # as it would read back
+    for key in {**before, **now}:
+        if before.get(key) != now.get(key):
+            if key == "config":
+                return "the settings that are the same for all of its points have changed since"
+            return f"its {key} is {before.get(key)}, and not {now.get(key)}"
+    return ""

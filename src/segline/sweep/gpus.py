@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from segline.locks import locked
 
 #: Environment variable with the index of the GPU that this process is to train on, among those that it sees.
 GPU = "SEGLINE_GPU"
@@ -35,11 +36,8 @@ def own_gpu() -> Iterator[None]:
 def _first_free(names: list[str]) -> Iterator[int | None]:
     """The index of the first name that nobody holds, held; of one of them if all are."""
     for index, name in enumerate(names):
-        with (Path(tempfile.gettempdir()) / f"segline_{os.getuid()}_{name}.lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            yield index
-            return
+        with locked(Path(tempfile.gettempdir()) / f"segline_{os.getuid()}_{name}.lock") as mine:
+            if mine:
+                yield index
+                return
     yield os.getpid() % len(names) if names else None

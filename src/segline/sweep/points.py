@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import fcntl
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import IO
 
+from segline.commit import committed
+from segline.locks import locked
 from segline.tables import SCORES
 
 #: What ends a point, as scores do: the word that it was given up for being worse than others.
 PRUNED = "pruned.json"
-#: Why a point failed.
+#: Why a point failed: what was said in the first line, then where.
 ERROR = "error.txt"
 #: Held by the process that is at work on a point.
 _CLAIM = ".claim"
@@ -76,35 +76,28 @@ def once(folder: Path, task: Callable[[], None]) -> None:
         try:
             task()
         except Exception as error:
-            (folder / ERROR).write_text("".join(traceback.format_exception(error)))
             print(f"failed    {folder.name}: {error}", file=sys.stderr, flush=True)
+            with suppress(OSError), committed(folder / ERROR) as temporary:  # the disk may be what it failed for
+                temporary.write_text(f"{type(error).__name__}: {error}\n\n{''.join(traceback.format_exception(error))}")
             raise
 
 
 def _is_claimed(folder: Path) -> bool:
     """Whether a process is at work on a point. Asking holds nobody up but for the moment, and no one else who asks."""
-    path = folder / _CLAIM
-    if not path.exists():
+    if not has_begun(folder):
         return False
-    with path.open("a") as file:
-        return not _hold(file, fcntl.LOCK_SH)
+    with locked(folder / _CLAIM, shared=True) as free:
+        return not free
 
 
 @contextmanager
 def _claim(folder: Path) -> Iterator[bool]:
     """Try to hold a point; the claim goes with the process, however that ends."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / _CLAIM).open("a") as file:
-        mine = _hold(file, fcntl.LOCK_EX)
-        for _ in range(0 if mine else _TRIES):
-            time.sleep(_SECONDS_A_TRY)  # somebody may just be asking
-            mine = mine or _hold(file, fcntl.LOCK_EX)
-        yield mine
-
-
-def _hold(file: IO[str], how: int) -> bool:
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+    for _ in range(_TRIES):
+        with locked(folder / _CLAIM) as mine:
+            if mine:
+                yield True
+                return
+        time.sleep(_SECONDS_A_TRY)  # somebody may just be asking
+    yield False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from pathlib import Path
@@ -56,7 +55,7 @@ class Pruning(Callback):
     def _should_prune(self, step: int, value: float) -> bool:
         import optuna
 
-        search = json.loads((self.folder.parent / SWEEP).read_text())["search"]
+        search = tables.read_json(self.folder.parent / SWEEP)["search"]
         study = optuna.load_study(
             study_name=search["study"] or self.folder.parent.name,
             # A machine of a cluster may not have been told.

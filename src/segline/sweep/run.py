@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import sys
 import time
 from collections import Counter
@@ -14,14 +17,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, open_dict, read_write
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from segline.sweep.ensembles import write_ensembles
+from segline.processes import LAUNCHED
+from segline.sweep.ensembles import are_repeats, write_ensembles
 from segline.sweep.folder import sweep_folder
 from segline.sweep.grid import grid
 from segline.sweep.points import ERROR, Point, State, has_begun, state_of
 from segline.tables import SCORES, read_json
-from segline.words import count_of, in_quotes, less_is_better
+from segline.words import count_of, has_password, in_quotes, less_is_better, without_passwords
 
 #: How often a point is started by one command: again if it ended without a word, as when the system killed it.
 MOST_STARTS = 2
@@ -51,6 +55,17 @@ class Sweep:
         params: Mapping[str, Any],
         arguments: Sequence[str],
     ) -> None:
+        if LAUNCHED in os.environ:
+            raise ValueError(
+                "a sweep starts the processes of each point itself: leave torchrun out, and set trainer=ddp trainer.devices=N"
+            )
+        for argument in [*arguments, *config.hydra.overrides.hydra]:
+            if has_password(argument):
+                key = argument.partition("=")[0]
+                raise ValueError(
+                    f"{without_passwords(argument)} holds a password, which would be kept; give it by the environment: "
+                    f"{key}='${{oc.env:ADDRESS}}'"
+                )
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         parser = OverridesParser.create(config_loader=hydra_context.config_loader)
         parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *arguments])
@@ -64,26 +79,31 @@ class Sweep:
             ValueError: Some points failed.
         """
         points = grid(self.overrides)
-        self.check(_covering(points))
-        with self.folder({}, lambda folder: not _left(folder, points)) as folder:
+        config = self.check(_covering(points))
+        with self.folder({"config": config}, lambda folder: not _left(folder, points)) as folder:
             there = len(points) - len(_left(folder, points))
             print(
                 f"sweep     {folder}\n          {count_of(len(points), 'point')}{f', {there} of them done' if there else ''}"
             )
             starts: Counter[str] = Counter()
             while todo := [p for p in points if _is_due(state_of(folder / p.name), starts[p.name])]:
-                # One that was killed may have taken others with it: from then on each is launched by itself.
-                for part in [todo] if not starts else [[point] for point in todo]:
+                # One that was killed may have taken others with it: it is launched by itself, and those that had not begun together.
+                killed = [point for point in todo if starts[point.name]]
+                for part in filter(None, [[p for p in todo if p not in killed], *([point] for point in killed)]):
                     self.launch(folder, part, points.index(part[0]))
-                starts.update(point.name for point in todo)
+                starts.update(p.name for p in [p for p in todo if has_begun(folder / p.name)] or todo)
             ensembles = write_ensembles(folder, points)
             further = "\n".join(f"ensemble  {one} (checkpoint= of predict.py)" for one in ensembles)
-            return self.report(folder, points, _AGAIN, further, repeats=len(ensembles) == 1)
+            return self.report(folder, points, _AGAIN, further, repeats=are_repeats(points))
 
-    def check(self, points: Iterable[Point]) -> None:
-        """Compose the configs of some points, for what is misspelt is said before hours are spent."""
+    def check(self, points: Iterable[Point]) -> str:
+        """Compose the configs of some points, for what is misspelt is said before hours are spent; a digest of them."""
+        digest = hashlib.sha256()
         for point in points:
-            self.hydra_context.config_loader.load_sweep_config(self.config, list(point.overrides))
+            config = self.hydra_context.config_loader.load_sweep_config(self.config, list(point.overrides))
+            own = {key: value for key, value in OmegaConf.to_container(config).items() if key != "hydra"}  # type: ignore[union-attr]
+            digest.update(json.dumps(own, sort_keys=True, default=str).encode())
+        return digest.hexdigest()[:16]
 
     def folder(self, further: Mapping[str, Any], done: Callable[[Path], bool]) -> AbstractContextManager[Path]:
         """The folder of this very sweep; `further` is what it is told by besides its overrides."""
@@ -215,7 +235,7 @@ def _covering(points: Sequence[Point]) -> list[Point]:
 
 
 def _why(folder: Path) -> str:
-    path = folder / ERROR
-    if not path.exists():
+    said = (folder / ERROR).read_text().partition("\n\n")[0].strip() if (folder / ERROR).exists() else ""
+    if not said:
         return "it ended without a word, as if it was killed"
-    return f"{path.read_text().strip().splitlines()[-1]} ({path})"
+    return f"{said.splitlines()[0]} ({folder / ERROR})"

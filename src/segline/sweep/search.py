@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +13,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from omegaconf import OmegaConf
 
+from segline import tables
 from segline.config import CONF_DIR, build
+from segline.sweep.folder import SWEEP, alone
 from segline.sweep.grid import point_name
 from segline.sweep.points import Point, State, state_of
 from segline.sweep.pruning import STORAGE
 from segline.sweep.run import MOST_STARTS, Sweep, read_objective
-from segline.tables import COSTED, COSTS, read_json
+from segline.tables import COSTED, COSTS
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 #: Where the best trial stands as an experiment, below the sweep's folder.
 BEST = Path("experiment") / "best.yaml"
+#: Of a study: which sweep's it is.
+_ID = "segline_sweep"
 #: Of a trial's number in its folder's name, which must not change with how many trials there shall be.
 _DIGITS = 4
 
@@ -91,8 +93,8 @@ class Search:
         Raises:
             ValueError: Some trials failed.
         """
-        self.sweep.check(self._covering())
-        with self.sweep.folder({"search": self._said()}, self._is_done) as folder:
+        config = self.sweep.check(self._covering())
+        with self.sweep.folder({"search": self._said(), "config": config}, self._is_done) as folder:
             study = self._study(folder)
             there = len(study.trials)
             searched = (str(one.input_line) for one in self.sweep.overrides if one.is_sweep_override())
@@ -106,10 +108,10 @@ class Search:
                 points = [self._point(trial.params, trial.number) for trial in trials]
                 self.sweep.launch(folder, points, trials[0].number)
                 starts.update(trial.number for trial in trials)
-                with _alone(folder):
+                with alone(folder):
                     for trial in trials:
                         self._tell(study, folder, trial.number, starts)
-            points = [self._point(trial.params, trial.number) for trial in study.trials]
+            points = [self._point(trial.params, trial.number) for trial in study.trials if self._is_asked(trial)]
             again = "more trials take their place: set a larger hydra.sweeper.n_trials"
             best = self._best(study)
             further = self._write_best(study, folder, best)
@@ -136,29 +138,44 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = self.storage or f"sqlite:///{folder / 'study.db'}"
         os.environ[STORAGE] = storage  # by the environment: an address may hold a password, which no config shall
-        with _alone(folder):  # two commands cannot make the tables of one database
-            return optuna.create_study(
+        with alone(folder):  # two commands cannot make the tables of one database
+            study = optuna.create_study(
                 storage=storage,
                 study_name=self.name or folder.name,
                 direction="minimize" if self.sweep.minimize else "maximize",
                 pruner=build(self.pruner) if self.pruner else optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
+            own = tables.read_json(folder / SWEEP)["id"]
+            if study.user_attrs.get(_ID, own) != own or (study.trials and _ID not in study.user_attrs):
+                raise ValueError(
+                    f"the study {study.study_name!r} of that database is not of this folder, {folder}; name another one by "
+                    "hydra.sweeper.study=, or the folder that it is of by hydra.sweep.dir="
+                )
+            study.set_user_attr(_ID, own)
+            return study
 
     def _next(self, study: Study, folder: Path, starts: Counter[int]) -> list[FrozenTrial]:
         """Trials to train: those that a killed command has left, then new ones."""
         from optuna.trial import TrialState
 
-        with _alone(folder):
+        with alone(folder):
             for trial in study.get_trials(states=[TrialState.RUNNING]):
-                self._tell(study, folder, trial.number, starts)
-            left = study.get_trials(states=[TrialState.RUNNING])
+                if self._is_asked(trial):
+                    self._tell(study, folder, trial.number, starts)
+                elif self.storage is None:  # whoever asked was killed meanwhile, for it would have been alone
+                    study.tell(trial.number, state=TrialState.FAIL)
+            left = list(filter(self._is_asked, study.get_trials(states=[TrialState.RUNNING])))
             due = [t for t in left if state_of(folder / self._point(t.params, t.number).name) is not State.RUNNING]
             while len(due) < self.batch and len(study.trials) < self.n_trials:
                 study.sampler = build(self.sampler, seed=self.seed + len(study.trials))
                 number = study.ask(self.space).number
                 due.append(study.trials[number])
         return due[: self.batch]
+
+    def _is_asked(self, trial: FrozenTrial) -> bool:
+        """Whether a trial knows all of its values: Optuna draws them after it has noted the trial."""
+        return trial.params.keys() == self.space.keys()
 
     def _tell(self, study: Study, folder: Path, number: int, starts: Counter[int]) -> None:
         """Let the study know how a trial ended, if it did."""
@@ -170,7 +187,7 @@ class Search:
         if trial.state.is_finished():
             return
         if state is State.FINISHED and score is not None:
-            costs, asked = read_json(run / COSTS), Trial(study, trial._trial_id)
+            costs, asked = tables.read_json(run / COSTS), Trial(study, trial._trial_id)
             for name, most in self.constraints.items():
                 asked.set_constraint(name, costs[name] / most - 1)
             for name, value in {"run": run.name, **costs}.items():
@@ -257,11 +274,3 @@ def experiment(overrides: Sequence[str]) -> dict[str, Any]:
         else:
             OmegaConf.update(values, key, override.value())
     return {"defaults": defaults, **OmegaConf.to_container(values)}  # type: ignore[dict-item]
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let no other command on this machine ask meanwhile."""
-    with (folder / ".ask.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

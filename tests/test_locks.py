@@ -1,0 +1,52 @@
+"""Files held by processes: alone, together, and not beyond a death."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from segline.locks import locked
+
+SRC = Path(__file__).parents[1] / "src"
+#: Holds a file, has a worker as the loader has them, says so, and waits to be killed.
+HOLDER = """
+import multiprocessing, sys, time
+from pathlib import Path
+from segline.locks import locked
+
+with locked(Path(sys.argv[1])) as mine:
+    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker.start()
+    print(mine, worker.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_file_is_held_alone_or_by_all_who_share(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with locked(path) as first, locked(path) as second, locked(path, shared=True) as third:
+        assert (first, second, third) == (True, False, False)
+    with locked(path, shared=True) as first, locked(path, shared=True) as second, locked(path) as third:
+        assert (first, second, third) == (True, True, False)
+    with locked(path) as mine:
+        assert mine
+
+
+def test_a_worker_does_not_hold_what_its_killed_parent_held(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    environment = {**os.environ, "PYTHONPATH": str(SRC)}
+    command = [sys.executable, "-c", HOLDER, str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as holder:
+        assert holder.stdout is not None
+        held, worker = holder.stdout.readline().split()
+        try:
+            with locked(path) as mine:
+                assert (held, mine) == ("True", False)
+            holder.kill()
+            holder.wait()
+            os.kill(int(worker), 0)  # it is there still
+            with locked(path) as mine:
+                assert mine
+        finally:
+            os.kill(int(worker), signal.SIGKILL)
