@@ -78,6 +78,7 @@ def test_a_search_that_was_stopped_asks_what_it_would_have_asked(tmp_path: Path)
     assert set(ended(tmp_path / "log2").values()) == {1}
 
 
+@pytest.mark.slow
 def test_the_best_trial_is_an_experiment(tmp_path: Path) -> None:
     folder = tmp_path / "search"
     sweep(

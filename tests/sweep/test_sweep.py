@@ -238,6 +238,7 @@ def test_points_that_ended_without_their_command_are_put_together_by_the_next(
     assert ended(tmp_path / "log") == Counter(["0_seed=0", "1_seed=1"])
 
 
+@pytest.mark.slow
 def test_a_sweep_does_not_go_on_with_other_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     experiment = tmp_path / "conf" / "experiment" / "mine.yaml"
