@@ -9,15 +9,23 @@ from pathlib import Path
 from segline.locks import locked
 
 SRC = Path(__file__).parents[1] / "src"
-#: Holds a file, has a worker as the loader has them, says so, and waits to be killed.
+#: Holds a file, has a worker as the loader has them, says so once that is at work, and waits to be killed.
 HOLDER = """
 import multiprocessing, sys, time
 from pathlib import Path
 from segline.locks import locked
 
+context = multiprocessing.get_context("fork")
+at_work = context.Event()
+
+def work():
+    at_work.set()
+    time.sleep(60)
+
 with locked(Path(sys.argv[1])) as mine:
-    worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+    worker = context.Process(target=work)
     worker.start()
+    at_work.wait()
     print(mine, worker.pid, flush=True)
     time.sleep(60)
 """

@@ -71,8 +71,8 @@ def run(path: Path) -> None:
         if rank == 0:  # from here on the folder is this run's
             with committed(run_dir / CONFIG) as temporary:
                 OmegaConf.save(config, temporary)
+        callbacks = _build_callbacks(config, run_dir, budget, card)
         with _loggers(config, run_dir) as loggers:
-            callbacks = _build_callbacks(config, run_dir, budget, card)
             trainer = _build_trainer(config, run_dir, budget, callbacks, loggers)
             if trainer.is_global_zero:
                 report.announce(config, run_dir, data, module, trainer, budget)

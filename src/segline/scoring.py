@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from omegaconf import DictConfig, open_dict
 
 from segline.card import Card
 from segline.checkpoints import BEST
-from segline.config import OWN, as_list, build
+from segline.config import OWN, as_list, build, own_data
 from segline.data.cases import SPLITS
 from segline.data.datamodule import SegmentationDataModule
 from segline.data.folder import discover
@@ -104,8 +104,23 @@ def open_all(
             f"checkpoint names {len(paths)} networks, whose mean belongs into no folder of one; set output=FOLDER"
         )
     card = read_card(paths[0])
+    if data_name == OWN and (own := own_data(str(paths[0]))):
+        _refuse_useless_root(config.data, own)
     data = _open_data(config, data_name, card, paths[0])
     return paths, card, data, _choose_split(config.split, data, data_name)
+
+
+def _refuse_useless_root(data: DictConfig, own: Mapping[str, Any]) -> None:
+    """A run whose files have full paths would be measured on these again, wherever another root says that others lie."""
+    names = ("images", "masks", "table")
+    if data.root == own.get("root") or any(data.get(name) != own.get(name) for name in names):
+        return
+    given = [own[name] for name in names if own.get(name)]
+    templates = [one for value in given for one in (value if isinstance(value, list) else [value])]
+    if templates and all(isinstance(one, str) and Path(one).is_absolute() for one in templates):
+        raise ValueError(
+            f"data.root is {data.root}, but the files of this run have full paths, such as {templates[0]}; set data.images= and data.masks="
+        )
 
 
 def _title(paths: Sequence[Path], card: Card, data_name: str, split: str, how: Sequence[str]) -> str:

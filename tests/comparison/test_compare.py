@@ -303,6 +303,10 @@ def test_other_classes_and_backgrounds_are_said_and_give_the_same_in_any_order(t
     assert one.reached == other.reached
     assert set(one.of_class) == {"dog", "background"}
     assert any("different classes or backgrounds" in note for note in one.notes)
+    write_run(tmp_path / "c", {"cat": [0.2, 0.4]}, choices={"loss": "c"})
+    write_run(tmp_path / "d", {"dog": [0.2, 0.4]}, choices={"loss": "d"})
+    of_other_classes = compare_runs([str(tmp_path / name) for name in "cd"])
+    assert any("different classes or backgrounds" in note for note in of_other_classes.notes)
 
 
 def test_the_same_training_twice_is_not_two_seeds(tmp_path: Path) -> None:

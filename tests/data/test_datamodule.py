@@ -238,16 +238,6 @@ def test_a_missing_folder_says_what_to_set_and_where_the_data_come_from(tmp_path
     assert text.endswith("It comes from the moon.")
 
 
-def test_a_root_that_full_paths_would_leave_unread_is_refused(root: Path) -> None:
-    templates = {"images": f"{root}/{{name}}.png", "masks": f"{root}/m/{{name}}.png"}
-    module(root, **templates).prepare()
-    text = fault(module(root / "elsewhere", **templates))
-    assert (
-        f"data.root is {root}/elsewhere, but data.images and data.masks are full paths elsewhere ({root}/{{name}}"
-        in text
-    )
-
-
 def test_a_data_set_without_root_or_synthetic_scenes_says_so() -> None:
     assert "data.root is null" in fault(module(None))
 

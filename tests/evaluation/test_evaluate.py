@@ -20,7 +20,7 @@ from segline.inference.predictor import Settings, calibration_path, digest
 from segline.io.open import open_image
 from segline.io.source import Block, whole
 from segline.metrics.calibration import Calibration
-from segline.scoring import _open_data, score
+from segline.scoring import _open_data, _refuse_useless_root, score
 from segline.tables import further_table
 
 RNG = np.random.default_rng(0)
@@ -365,3 +365,16 @@ def test_masks_of_an_older_calibration_are_not_taken_for_new_ones(tmp_path: Path
     assert not np.array_equal(*masks)
     with pytest.raises(ValueError, match="calibrated=true is of one network"):
         predict_files([checkpoint, checkpoint], image, out, calibrated=True)
+
+
+def test_a_root_that_full_paths_would_leave_unread_is_refused() -> None:
+    """The run is measured on its own files again, and not on those that are meant."""
+    own = {"root": "/work", "images": "/x/{name}.png", "masks": "/x/{name}_mask.png", "table": None}
+    with pytest.raises(
+        ValueError, match=r"data.root is /elsewhere, but .* full paths, such as /x/\{name\}.png; set data.images="
+    ):
+        _refuse_useless_root(OmegaConf.create({**own, "root": "/elsewhere"}), own)
+    _refuse_useless_root(OmegaConf.create(own), own)
+    _refuse_useless_root(OmegaConf.create({**own, "root": "/elsewhere", "images": "/y/{name}.png"}), own)
+    below = {**own, "images": "{name}.png", "masks": "{name}_mask.png"}
+    _refuse_useless_root(OmegaConf.create({**below, "root": "/elsewhere"}), below)

@@ -268,8 +268,16 @@ def test_a_trial_whose_values_were_not_drawn_when_its_command_was_killed_is_a_fa
 
 
 @pytest.mark.slow
-def test_a_study_of_another_folder_is_not_joined(tmp_path: Path) -> None:
-    command = [*SEARCH, "hydra.sweeper.n_trials=2", f"hydra.sweeper.storage=sqlite:///{tmp_path / 'all.db'}"]
-    sweep([*command, f"hydra.sweep.dir={tmp_path / 'one' / 'search'}"], tmp_path / "log")
-    with pytest.raises(ValueError, match=r"the study 'search' of that database is not of this folder, .*other/search"):
-        sweep([*command, f"hydra.sweep.dir={tmp_path / 'other' / 'search'}"], tmp_path / "log")
+def test_a_study_of_another_folder_is_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    command = [*SEARCH, f"hydra.sweeper.storage=sqlite:///{tmp_path / 'all.db'}"]
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "other"):  # of one name, which the database tells apart
+        sweep([*command, "hydra.sweeper.n_trials=2", f"hydra.sweep.dir={tmp_path / name / 'search'}"], tmp_path / "log")
+    named = [*command, "hydra.sweeper.study=mine"]
+    sweep([*named, "hydra.sweeper.n_trials=2"], tmp_path / "log")
+    (folder,) = (tmp_path / "runs").iterdir()
+    with pytest.raises(ValueError, match=rf"the study 'mine' of that database is not of .*, but of {folder}; go on"):
+        sweep([*named, "hydra.sweeper.n_trials=2"], tmp_path / "log")
+    sweep([*named, "hydra.sweeper.n_trials=3"], tmp_path / "log")
+    assert list((tmp_path / "runs").iterdir()) == [folder]
+    assert len(list(folder.glob("*/scores.json"))) == 3

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from made_up_sweep import begun, ended, start, sweep
 
+from segline.locks import locked
 from segline.sweep.folder import SWEEP
 from segline.sweep.grid import point_name
 from segline.sweep.points import ERROR, Point, State, once, state_of
@@ -244,13 +245,17 @@ def test_a_sweep_does_not_go_on_with_other_settings(tmp_path: Path, monkeypatch:
     experiment = tmp_path / "conf" / "experiment" / "mine.yaml"
     experiment.parent.mkdir(parents=True)
     command = ["experiment=mine", "seed=0,1", f"hydra.searchpath=[file://{tmp_path / 'conf'}]"]
-    for number, rate in enumerate(("1e-2", "1e-3")):
+    for rate in ("1e-2", "1e-3"):
         experiment.write_text(f"# @package _global_\noptimizer: {{lr: {rate}}}\n")
-        sweep([*command, "hydra.sweep.dir=chosen"] if not number else command, tmp_path / "log")
+        sweep(command, tmp_path / "log")
+        if rate == "1e-2":
+            (first,) = (tmp_path / "runs").iterdir()
+            (first / ".ended").unlink()  # it was stopped
+    assert len(list((tmp_path / "runs").iterdir())) == 2
     with pytest.raises(
         ValueError, match=r"holds another sweep: the settings that are the same for all .* have changed"
     ):
-        sweep([*command, "hydra.sweep.dir=chosen"], tmp_path / "log")
+        sweep([*command, f"hydra.sweep.dir={first}"], tmp_path / "log")
 
 
 def test_a_password_and_another_launcher_are_refused_before_anything_is_kept(
@@ -258,9 +263,11 @@ def test_a_password_and_another_launcher_are_refused_before_anything_is_kept(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(
-        ValueError, match=r"uri='https://\*\*\*@host' holds a password.* by the environment: \+logger.uri="
+        ValueError, match=r"uri='https://\*\*\*@host' holds a password.* by the environment: MLFLOW_TRACKING_PASSWORD"
     ):
         sweep(["+logger.uri='https://me:secret@host'", "seed=0,1"], tmp_path / "log")
+    with pytest.raises(ValueError, match=r"by the environment: hydra.sweeper.storage='\$\{oc.env:ADDRESS\}'"):
+        sweep(["sweep=optuna", "hydra.sweeper.storage='postgresql://me:secret@host/db'"], tmp_path / "log")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(ValueError, match=r"leave torchrun out, and set trainer=ddp trainer\.devices=N"):
         sweep(["seed=0,1"], tmp_path / "log")
@@ -302,3 +309,21 @@ def test_why_a_point_failed_is_said_even_where_it_cannot_be_written(
         assert "failed    " in capsys.readouterr().err
         said = _why(tmp_path)
         assert said.startswith("it ended without" if broken else "ValueError: 2 faults in the data: (")
+
+
+def test_a_sweep_whose_points_are_at_work_elsewhere_has_not_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a command is stopped and typed again while its jobs on a cluster go on."""
+    monkeypatch.chdir(tmp_path)
+    with monkeypatch.context() as patched:
+        made = [lambda self, folder, points, first: [(folder / point.name).mkdir(exist_ok=True) for point in points]]
+        patched.setattr(Sweep, "launch", *made)
+        with pytest.raises(ValueError, match="2 of 2 points failed"):
+            sweep(["seed=0,1"], tmp_path / "log")
+    (folder,) = (tmp_path / "runs").iterdir()
+    with locked(folder / "0_seed=0" / ".claim"), locked(folder / "1_seed=1" / ".claim"):
+        sweep(["seed=0,1"], tmp_path / "log")
+    sweep(["seed=0,1"], tmp_path / "log")
+    assert list((tmp_path / "runs").iterdir()) == [folder]
+    assert ended(tmp_path / "log") == Counter(["0_seed=0", "1_seed=1"])

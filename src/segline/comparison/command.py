@@ -20,7 +20,7 @@ _HELP = """Compare runs: which is better, and is it so?
     python src/compare.py runs/* output=compare.html          a page with curves, costs, groups and settings
     python src/compare.py runs/* output=table.tex             for a paper
 
-Runs that differ by their seeds alone are one method. Their scores are averaged over seeds for each case, then over the cases of a
+Runs that differ by their seeds or folds alone are one method. Their scores are averaged over them for each case, then over the cases of a
 group (patient, scene, tile). For each pair of methods: the mean difference with an interval of 95 % (paired bootstrap of groups), and a
 test by flips of signs, corrected for the number of pairs (Holm), which alone decides: better, worse, no evidence, or too few groups.
 A class that neither the truth nor the prediction of a case has gives no score; where another of these runs invents it, this one gets 1.

@@ -18,6 +18,9 @@ from segline.words import count_of
 #: What is said of a case by its name in the logged scores -> by its column in a run's table of cases.
 METRICS = {"dice_case": "dice", "iou_case": "iou"}
 
+#: Settings of a run that are its labels: the class that stays out of means, and how those begin that are classes.
+_BACKGROUND, _CLASSES = "data.labels.background", "data.labels.classes."
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -85,7 +88,7 @@ def compare_runs(
     if lacking := [run for run in finished if run.folder not in tables]:
         raise ValueError(f"{lacking[0].folder} has no cases of the {split} part; set split to one that all runs have")
     names, groups = _all_cases(tables.values())
-    backgrounds = {str(run.settings.get("data.labels.background")) for run in finished}
+    backgrounds = {str(run.settings.get(_BACKGROUND)) for run in finished}
     by_class = score_classes(list(tables.values()), names, metric, backgrounds)
     of_run = dict(zip(tables, _mean(np.stack(list(by_class.values())), 0), strict=True))
     reached = {folder: _mean_of_groups(of_cases, groups) for folder, of_cases in of_run.items()}
@@ -189,11 +192,13 @@ def _mixed(runs: Sequence[Run], tables: Iterable[Cases]) -> list[str]:
     notes = []
     if len(data := dict.fromkeys(str(run.settings.get("data")) for run in runs)) > 1:
         notes.append(f"Runs are of different data ({', '.join(data)}): cases of one name are taken for the same.")
-    labels = [str(sorted(run.settings.get("data.labels.classes") or [])) for run in runs]
-    backgrounds = [str(run.settings.get("data.labels.background")) for run in runs]
-    if len(set(zip(labels, backgrounds, strict=True))) > 1:
+    labels = {
+        (str(run.settings.get(_BACKGROUND)), *sorted(key for key in run.settings if key.startswith(_CLASSES)))
+        for run in runs
+    }
+    if len(labels) > 1:
         notes.append(
-            "Runs have different classes or backgrounds: the mean of each is over those classes that it knows."
+            "Runs have different classes or backgrounds: the mean of each is over the classes that it knows, without any run's background."
         )
     groups: dict[str, set[str]] = {}
     for table in tables:

@@ -1,4 +1,4 @@
-"""What runs differ in: methods, which are runs that differ by their seeds alone, and their names."""
+"""What runs differ in: methods, which are runs that differ by their seeds or folds alone, and their names."""
 
 from __future__ import annotations
 

@@ -195,18 +195,10 @@ class SegmentationDataModule(pl.LightningDataModule):
         return blocks
 
     def _root(self) -> Path:
-        templates = (
-            [] if self.table else [*([self.images] if isinstance(self.images, str) else self.images), self.masks]
-        )
-        absolute = bool(templates) and all(Path(template).is_absolute() for template in templates)
         if self.root is not None:
-            root = Path(self.root).expanduser()
-            if absolute and not any(Path(template).is_relative_to(root) for template in templates):
-                raise ValueError(
-                    f"data.root is {root}, but data.images and data.masks are full paths elsewhere ({templates[0]}); set those instead"
-                )
-            return root
-        if absolute:
+            return Path(self.root).expanduser()
+        templates = [self.images, self.masks] if isinstance(self.images, str) else [*self.images, self.masks]
+        if not self.table and all(Path(template).is_absolute() for template in templates):
             return Path("/")
         root = cache_dir() / "synthetic" / f"{type(self).__module__.rsplit('.', 1)[-1]}-{VERSION}"
         self.synthesise(root)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -39,7 +40,7 @@ def sweep_folder(asked: Path, chosen: bool, command: Mapping[str, Any], done: Ca
     """
     with ExitStack() as stack:
         folder = asked if chosen else _unfinished(asked.parent, command, done)
-        if folder is None:
+        if new := folder is None:
             folder = _made(asked, command, stack)
         else:
             folder.mkdir(parents=True, exist_ok=True)
@@ -49,8 +50,16 @@ def sweep_folder(asked: Path, chosen: bool, command: Mapping[str, Any], done: Ca
                     tables.write_json(folder / SWEEP, _new(command))
             if differing := _differing(tables.read_json(folder / SWEEP), command):
                 raise ValueError(f"{folder} holds another sweep: {differing}; set another hydra.sweep.dir")
-        yield folder
-        (folder / _ENDED).touch()
+        try:
+            yield folder
+        except ValueError:  # some points failed, which may be an end, too, or it was refused
+            if new and not any(path.is_dir() for path in folder.iterdir()):
+                shutil.rmtree(folder)
+            elif done(folder):
+                (folder / _ENDED).touch()
+            raise
+        if done(folder):  # and nothing is at work elsewhere
+            (folder / _ENDED).touch()
 
 
 def alone(folder: Path) -> AbstractContextManager[bool]:

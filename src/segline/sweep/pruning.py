@@ -21,6 +21,12 @@ from segline.sweep.points import PRUNED
 STORAGE = "SEGLINE_STUDY"
 
 
+def study_name(folder: Path) -> str:
+    """Of the study of a sweep's folder: as it was told, else one that no other folder has."""
+    sweep = tables.read_json(folder / SWEEP)
+    return sweep["search"]["study"] or f"{folder.name}_{sweep['id'][:8]}"
+
+
 class Pruning(Callback):
     """Report the objective to the study after each validation, and stop if the study's pruner says so.
 
@@ -57,7 +63,7 @@ class Pruning(Callback):
 
         search = tables.read_json(self.folder.parent / SWEEP)["search"]
         study = optuna.load_study(
-            study_name=search["study"] or self.folder.parent.name,
+            study_name=study_name(self.folder.parent),
             # A machine of a cluster may not have been told.
             storage=os.environ.get(STORAGE) or f"sqlite:///{self.folder.parent / 'study.db'}",
             pruner=build(OmegaConf.create(search["pruner"])),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 import time
@@ -61,10 +60,10 @@ class Sweep:
             )
         for argument in [*arguments, *config.hydra.overrides.hydra]:
             if has_password(argument):
-                key = argument.partition("=")[0]
+                key, of_hydra = argument.partition("=")[0], argument.startswith("hydra.")
+                remedy = f"{key}='${{oc.env:ADDRESS}}'" if of_hydra else "MLFLOW_TRACKING_PASSWORD, or ~/.netrc"
                 raise ValueError(
-                    f"{without_passwords(argument)} holds a password, which would be kept; give it by the environment: "
-                    f"{key}='${{oc.env:ADDRESS}}'"
+                    f"{without_passwords(argument)} holds a password, which would be kept; give it by the environment: {remedy}"
                 )
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         parser = OverridesParser.create(config_loader=hydra_context.config_loader)
@@ -101,8 +100,8 @@ class Sweep:
         digest = hashlib.sha256()
         for point in points:
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(point.overrides))
-            own = {key: value for key, value in OmegaConf.to_container(config).items() if key != "hydra"}  # type: ignore[union-attr]
-            digest.update(json.dumps(own, sort_keys=True, default=str).encode())
+            own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+            digest.update(OmegaConf.to_yaml(own).encode())
         return digest.hexdigest()[:16]
 
     def folder(self, further: Mapping[str, Any], done: Callable[[Path], bool]) -> AbstractContextManager[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from segline.config import CONF_DIR, build
 from segline.sweep.folder import SWEEP, alone
 from segline.sweep.grid import point_name
 from segline.sweep.points import Point, State, state_of
-from segline.sweep.pruning import STORAGE
+from segline.sweep.pruning import STORAGE, study_name
 from segline.sweep.run import MOST_STARTS, Sweep, read_objective
 from segline.tables import COSTED, COSTS
 
@@ -29,8 +30,10 @@ if TYPE_CHECKING:
 
 #: Where the best trial stands as an experiment, below the sweep's folder.
 BEST = Path("experiment") / "best.yaml"
-#: Of a study: which sweep's it is.
-_ID = "segline_sweep"
+#: Attribute of a study: which sweep's it is.
+_SWEEP = "segline_sweep"
+#: After this a trial whose values have not been drawn is one whose command was killed meanwhile.
+_LONGEST_ASK = timedelta(hours=1)
 #: Of a trial's number in its folder's name, which must not change with how many trials there shall be.
 _DIGITS = 4
 
@@ -49,7 +52,7 @@ class Search:
         seed: Of the sampler.
         batch: Trials that are asked for at once, for a launcher that trains several.
         storage: Address of the study's database; None: an SQLite file in the sweep's folder.
-        study: Its name; None: that of the folder.
+        study: Its name; None: one of its own, after the folder.
         constraints: Most that a run may take, by a name of its `costs.json`: `{seconds: 600, weights: 5e6}`.
 
     Raises:
@@ -141,18 +144,19 @@ class Search:
         with alone(folder):  # two commands cannot make the tables of one database
             study = optuna.create_study(
                 storage=storage,
-                study_name=self.name or folder.name,
+                study_name=study_name(folder),
                 direction="minimize" if self.sweep.minimize else "maximize",
                 pruner=build(self.pruner) if self.pruner else optuna.pruners.NopPruner(),
                 load_if_exists=True,
             )
-            own = tables.read_json(folder / SWEEP)["id"]
-            if study.user_attrs.get(_ID, own) != own or (study.trials and _ID not in study.user_attrs):
+            here = {"id": tables.read_json(folder / SWEEP)["id"], "folder": str(folder)}
+            there = study.user_attrs.get(_SWEEP, {"id": None} if study.trials else here)
+            if there["id"] != here["id"]:
                 raise ValueError(
-                    f"the study {study.study_name!r} of that database is not of this folder, {folder}; name another one by "
-                    "hydra.sweeper.study=, or the folder that it is of by hydra.sweep.dir="
+                    f"the study {study.study_name!r} of that database is not of {folder}, but of {there.get('folder', 'another program')}; "
+                    "go on with it there by hydra.sweep.dir=, or name another one by hydra.sweeper.study="
                 )
-            study.set_user_attr(_ID, own)
+            study.set_user_attr(_SWEEP, there)
             return study
 
     def _next(self, study: Study, folder: Path, starts: Counter[int]) -> list[FrozenTrial]:
@@ -163,7 +167,8 @@ class Search:
             for trial in study.get_trials(states=[TrialState.RUNNING]):
                 if self._is_asked(trial):
                     self._tell(study, folder, trial.number, starts)
-                elif self.storage is None:  # whoever asked was killed meanwhile, for it would have been alone
+                # Whoever asked for it was killed meanwhile: on this machine it would have been alone.
+                elif self.storage is None or datetime.now() - (trial.datetime_start or datetime.now()) > _LONGEST_ASK:
                     study.tell(trial.number, state=TrialState.FAIL)
             left = list(filter(self._is_asked, study.get_trials(states=[TrialState.RUNNING])))
             due = [t for t in left if state_of(folder / self._point(t.params, t.number).name) is not State.RUNNING]
