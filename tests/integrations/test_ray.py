@@ -24,17 +24,14 @@ def address() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="ray") as folder:  # names of sockets are short
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
         command += ["--include-dashboard=false", f"--port={place.rpartition(':')[2]}", f"--temp-dir={folder}"]
-        cluster = subprocess.Popen(
-            command, env=os.environ | TOKEN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-        )  # fmt: skip
-        try:
-            assert cluster.stdout is not None
-            while "Ray runtime started" not in (line := cluster.stdout.readline()):
-                assert line, cluster.wait()
-            yield place
-        finally:
-            os.killpg(cluster.pid, signal.SIGKILL)
-            cluster.wait()
+        settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
+        with subprocess.Popen(command, env=os.environ | TOKEN, **settings) as cluster:
+            try:
+                while "Ray runtime started" not in (line := cluster.stdout.readline()):
+                    assert line, cluster.wait()
+                yield place
+            finally:
+                os.killpg(cluster.pid, signal.SIGKILL)
 
 
 def sweep(folder: Path, *overrides: str, variables: Mapping[str, str] | None = None) -> str:

@@ -316,9 +316,13 @@ def test_a_sweep_whose_points_are_at_work_elsewhere_has_not_ended(
 ) -> None:
     """As where a command is stopped and typed again while its jobs on a cluster go on."""
     monkeypatch.chdir(tmp_path)
+
+    def only_make(self: Sweep, folder: Path, points: Sequence[Point], first: int) -> None:
+        for point in points:
+            (folder / point.name).mkdir(exist_ok=True)
+
     with monkeypatch.context() as patched:
-        made = [lambda self, folder, points, first: [(folder / point.name).mkdir(exist_ok=True) for point in points]]
-        patched.setattr(Sweep, "launch", *made)
+        patched.setattr(Sweep, "launch", only_make)
         with pytest.raises(ValueError, match="2 of 2 points failed"):
             sweep(["seed=0,1"], tmp_path / "log")
     (folder,) = (tmp_path / "runs").iterdir()
