@@ -21,7 +21,7 @@ def address() -> Iterator[str]:
     from ray.util import get_node_ip_address
 
     place = f"{get_node_ip_address()}:{free_port()}"
-    with tempfile.TemporaryDirectory(prefix="ray") as folder:  # names of sockets are short
+    with tempfile.TemporaryDirectory(prefix="ray", ignore_cleanup_errors=True) as folder:  # names of sockets are short
         command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--disable-usage-stats"]
         command += ["--include-dashboard=false", f"--port={place.rpartition(':')[2]}", f"--temp-dir={folder}"]
         settings = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
