@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segline.models.blocks import check_channels, crop, initialize, pad_to_multiple
+from segline.models.blocks import PointwiseConv2d, check_channels, crop, initialize, pad_to_multiple
 
 _VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"  # torchvision's VGG16_Weights.IMAGENET1K_V1
 _CONVS = (2, 2, 3, 3, 3)  # of VGG16's stages
@@ -69,7 +69,7 @@ class FCN(nn.Module):
             *(nn.Conv2d(fc6, fc7, 1), nn.ReLU(inplace=True), nn.Dropout(dropout)),
         )
         scored = [fc7, stages[3], stages[2]][: _SCORED[prediction_stride]]
-        self.score = nn.ModuleList(nn.Conv2d(width, num_classes, 1) for width in scored)
+        self.score = nn.ModuleList(PointwiseConv2d(width, num_classes) for width in scored)
         self.up = nn.ModuleList(
             nn.ConvTranspose2d(num_classes, num_classes, 4, stride=2, bias=False) for _ in scored[1:]
         )

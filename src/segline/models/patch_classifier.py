@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from segline.models.blocks import PointwiseConv2d
 from segline.models.valid import mirror
 
 #: Which maps of S2 each map of C3 sees (LeCun et al. 1998, table I).
@@ -205,7 +206,7 @@ class PatchClassifier(nn.Module):
                 f"such as the paper's {widths}, which null stands for"
             )
         hidden = make(in_channels, chosen)
-        self.layers = nn.ModuleList([*hidden, Conv(chosen[-1], num_classes, 1)])
+        self.layers = nn.ModuleList([*hidden, PointwiseConv2d(chosen[-1], num_classes)])
         self.stride, self.window = 1, 1
         for layer in reversed(self.layers):
             if isinstance(layer, Conv | MaxPool):
@@ -246,7 +247,7 @@ class PatchClassifier(nn.Module):
         for layer in self.layers:
             if isinstance(layer, Subsampling):
                 nn.init.constant_(layer.weight, 1 / 4)
-            elif isinstance(layer, Conv):
+            elif isinstance(layer, Conv | PointwiseConv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity=nonlinearity)  # type: ignore[arg-type]
-            if isinstance(layer, Conv) and layer.bias is not None:
+            if isinstance(layer, Conv | PointwiseConv2d) and layer.bias is not None:
                 nn.init.zeros_(layer.bias)
