@@ -94,19 +94,24 @@ class Up(nn.Module):
         return self.layer(features)
 
 
-class PointwiseConv2d(nn.Conv2d):
-    """1 x 1 convolution as a matrix product, for scores of very wide features.
+def pointwise(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A 1 x 1 convolution of `[B, in, H, W]` as a matrix product, for scores of very wide features.
 
     As a convolution it makes oneDNN 3.13 write beyond its memory on CPUs with matrix units (AMX): in the backward pass of bfloat16, from
     4096 channels to fewer than 16.
     """
+    return F.linear(features.movedim(1, -1), weight.flatten(1), bias).movedim(-1, 1)
+
+
+class PointwiseConv2d(nn.Conv2d):
+    """1 x 1 convolution by `pointwise`."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, 1)
 
     def forward(self, features: Tensor) -> Tensor:
         """`[B, in, H, W]` -> `[B, out, H, W]`."""
-        return F.linear(features.movedim(1, -1), self.weight.flatten(1), self.bias).movedim(-1, 1)
+        return pointwise(features, self.weight, self.bias)
 
 
 def along_axes(size: int | Sequence[int], spatial_dims: int) -> list[int]:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from segline.models.blocks import PointwiseConv2d
+from segline.models.blocks import pointwise
 from segline.models.valid import mirror
 
 #: Which maps of S2 each map of C3 sees (LeCun et al. 1998, table I).
@@ -56,6 +56,13 @@ class TableConv(Conv):
     def kernel(self) -> Tensor:
         """Its weights, 0 where maps are not connected."""
         return self.weight * self.connected
+
+
+class Scores(Conv):
+    """The last layer, a window of one pixel."""
+
+    def forward(self, features: Tensor, stride: int = 1, dilation: int = 1) -> Tensor:
+        return pointwise(features, self.weight, self.bias)
 
 
 class Subsampling(Conv):
@@ -206,7 +213,7 @@ class PatchClassifier(nn.Module):
                 f"such as the paper's {widths}, which null stands for"
             )
         hidden = make(in_channels, chosen)
-        self.layers = nn.ModuleList([*hidden, PointwiseConv2d(chosen[-1], num_classes)])
+        self.layers = nn.ModuleList([*hidden, Scores(chosen[-1], num_classes, 1)])
         self.stride, self.window = 1, 1
         for layer in reversed(self.layers):
             if isinstance(layer, Conv | MaxPool):
@@ -247,7 +254,7 @@ class PatchClassifier(nn.Module):
         for layer in self.layers:
             if isinstance(layer, Subsampling):
                 nn.init.constant_(layer.weight, 1 / 4)
-            elif isinstance(layer, Conv | PointwiseConv2d):
+            elif isinstance(layer, Conv):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity=nonlinearity)  # type: ignore[arg-type]
-            if isinstance(layer, Conv | PointwiseConv2d) and layer.bias is not None:
+            if isinstance(layer, Conv) and layer.bias is not None:
                 nn.init.zeros_(layer.bias)
