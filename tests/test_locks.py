@@ -1,10 +1,15 @@
 """Files held by processes: alone, together, and not beyond a death."""
 
+import errno
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+import pytest
 
 from segline.locks import locked
 
@@ -39,6 +44,38 @@ def test_a_file_is_held_alone_or_by_all_who_share(tmp_path: Path) -> None:
         assert (first, second, third) == (True, True, False)
     with locked(path) as mine:
         assert mine
+
+
+def test_a_file_can_be_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with ThreadPoolExecutor() as pool:
+        with locked(path):
+            waiting = pool.submit(_can_be_had, path, 60.0)
+            assert not _can_be_had(path, 0.1)
+            assert not waiting.done()
+        assert waiting.result()
+
+
+def _can_be_had(path: Path, seconds: float) -> bool:
+    with locked(path, seconds=seconds) as mine:
+        return mine
+
+
+def test_a_file_is_opened_so_that_nfs_lets_it_be_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS makes a lock that is shared one of ranges for reading, which takes a file that may be read; others take one to be written."""
+    modes = []
+    monkeypatch.setattr(fcntl, "flock", lambda file, how: modes.append(fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE))
+    with locked(tmp_path / "lock", shared=True), locked(tmp_path / "lock"):
+        assert modes == [os.O_RDWR] * 2
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(file: object, how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with pytest.raises(ValueError, match="is on a file system without locks"), locked(tmp_path / "lock"):
+        pass
 
 
 def test_a_worker_does_not_hold_what_its_killed_parent_held(tmp_path: Path) -> None:

@@ -211,6 +211,31 @@ def test_a_job_that_a_cluster_takes_away_saves_and_goes_on_when_it_is_requeued(t
 
 
 @pytest.mark.slow
+def test_processes_whose_sweep_was_killed_finish_their_point_and_nobody_else_does(tmp_path: Path) -> None:
+    sweep = tmp_path / "sweep"
+    words = [*TWO, "data.steps_per_epoch=200", "trainer.max_epochs=3", "seed=0", f"hydra.sweep.dir={sweep}"]
+    command = [sys.executable, str(SRC / "train.py"), "-m", *words]
+    with (tmp_path / "said").open("w") as said:
+        killed = subprocess.Popen(command, env=environment(), stdout=said, stderr=said)
+        while not list(sweep.glob("*/resume.ckpt")):
+            time.sleep(0.05)
+            assert killed.poll() is None, (tmp_path / "said").read_text()
+        killed.kill()
+        killed.wait()
+    assert pids("segline.job", str(sweep))
+    meanwhile = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert meanwhile.returncode == 0, meanwhile.stderr
+    assert "1 at work elsewhere" in meanwhile.stdout
+    while pids("segline.job", str(sweep)):
+        time.sleep(0.1)
+    after = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
+    assert after.returncode == 0, after.stderr
+    assert "1 point, 1 of them done" in after.stdout
+    (run,) = sweep.glob("*/scores.json")
+    assert [row["epoch"] for row in tables.read_rows(run.parent / "metrics.csv")] == [0, 1, 2]
+
+
+@pytest.mark.slow
 def test_a_job_of_a_cluster_is_one_process_whatever_the_cluster_has_set(tmp_path: Path) -> None:
     """Lightning by itself refuses to train where SLURM was asked for more tasks than it knows of."""
     slurm = {

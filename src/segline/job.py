@@ -36,6 +36,9 @@ from segline.module import SegmentationModule
 from segline.precision import fast_precision, full_name, memory_format
 from segline.sweep.gpus import GPU
 
+#: How long the run folder is tried to be held: a sweep may just be asking whether it is.
+_SECONDS_TO_LOCK = 0.25
+
 
 def run(path: Path) -> None:
     """Train as a resolved config says, in the folder that it lies in, then test the best weights.
@@ -261,7 +264,7 @@ def _hardware(settings: DictConfig) -> dict[str, Any]:
 @contextmanager
 def _locked(run_dir: Path) -> Iterator[None]:
     """Hold the run folder; the lock goes with the process, however that ends."""
-    with locked(run_dir / LOCK) as mine:
+    with locked(run_dir / LOCK, seconds=_SECONDS_TO_LOCK) as mine:
         if not mine:
             raise ValueError(f"{run_dir} is in use by another process; wait for it, or set another hydra.run.dir")
         remove_leftovers(run_dir)

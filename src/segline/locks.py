@@ -2,36 +2,57 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 _held: set[IO[str]] = set()
+#: How long apart a file is tried to be held.
+_SECONDS_A_TRY = 0.05
 
 
 @contextmanager
-def locked(path: Path, *, shared: bool = False, wait: bool = False) -> Iterator[bool]:
+def locked(path: Path, *, shared: bool = False, seconds: float = 0.0) -> Iterator[bool]:
     """Hold a file while the work lasts; whether it could be had.
 
     Args:
         path: Of the file, which is made if it is not there.
         shared: Hold it beside all others who say so, and against those who do not.
-        wait: Until it can be had.
+        seconds: How long to try.
+
+    Raises:
+        ValueError: The file system holds no files for anyone.
     """
-    how = (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, how)
+    end = time.monotonic() + seconds
+    with path.open("a+") as file:  # to be read, too: NFS lets nobody share what he cannot read
+        while not (mine := _try(file, path, shared)) and time.monotonic() < end:
+            time.sleep(_SECONDS_A_TRY)
+        if mine:
             _held.add(file)
-        except BlockingIOError:
-            pass
         try:
-            yield file in _held
+            yield mine
         finally:
             _held.discard(file)
+
+
+def _try(file: IO[str], path: Path, shared: bool) -> bool:
+    try:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        raise ValueError(
+            f"{path.parent} is on a file system without locks ({error.strerror}), by which processes keep out of each other's way; "
+            "set a folder on another one, or have it mounted with locks (Lustre: -o flock)"
+        ) from error
+    return True
 
 
 def _let_go() -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ def launchers_handlers() -> dict[int, Callable[[int, Any], Any]]:
     return {signum: handler for signum in signals if callable(handler := signal.getsignal(signum))}
 
 
-def launch(job: Path, processes: int) -> tuple[int, bool]:
+def launch(job: Path, processes: int, environment: Mapping[str, str]) -> tuple[int, bool]:
     """Run a job's config in several processes by torch's launcher; its exit code, and whether it was asked to end."""
     # Lightning's own launcher would start the whole command line, in a sweep the whole sweep, once more for each process.
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
@@ -38,7 +38,7 @@ def launch(job: Path, processes: int) -> tuple[int, bool]:
     others = launchers_handlers()
     # A cluster may signal all processes of a job; this one alone knows what is to be done.
     ignored = {signum: signal.signal(signum, signal.SIG_IGN) for signum in others if signum != signal.SIGTERM}
-    started = subprocess.Popen(command, env={**own, **os.environ})
+    started = subprocess.Popen(command, env={**own, **os.environ, **environment})
     asked: list[int] = []  # to stop
 
     def notice(signum: int, frame: Any) -> None:

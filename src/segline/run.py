@@ -101,21 +101,24 @@ def _train(config: DictConfig, run_dir: Path, sweep: bool = False) -> None:
         )
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(resolved, path)
-        with _one_gpu(resolved.trainer, sweep):
-            _start(path, _num_processes(resolved.trainer, sweep), sweep)
+        # Launchers by which jobs of one machine run beside each other say how many.
+        beside = sweep and hydra_config.launcher.get("n_jobs", 1) != 1
+        processes = _num_processes(resolved.trainer, beside)
+        with _own_gpus(resolved.trainer, processes, sweep):
+            _start(path, processes, sweep)
     finally:
         path.unlink(missing_ok=True)
         if not chosen_folder:
             _remove_if_unused(run_dir)
 
 
-def _one_gpu(trainer: DictConfig, sweep: bool) -> AbstractContextManager[None]:
-    """A GPU for this job alone, where jobs of a sweep may run side by side and each is one process."""
-    if not sweep or trainer.devices not in (1, "auto") or trainer.accelerator not in _MAY_BE_GPU:
+def _own_gpus(trainer: DictConfig, processes: int, sweep: bool) -> AbstractContextManager[None]:
+    """A GPU a process for this job alone, where jobs of a sweep may run side by side."""
+    if not sweep or trainer.accelerator not in _MAY_BE_GPU:
         return nullcontext()
-    from segline.sweep.gpus import own_gpu
+    from segline.sweep.gpus import own_gpus
 
-    return own_gpu()
+    return own_gpus(processes)
 
 
 def _remove_if_unused(run_dir: Path) -> None:
@@ -133,7 +136,9 @@ def _start(path: Path, processes: int, sweep: bool) -> None:
 
         job.run(path)
         return
-    code, asked = launch(path, processes)
+    from segline.sweep.gpus import shown_to_processes
+
+    code, asked = launch(path, processes, shown_to_processes())
     if code and sweep and not asked:
         raise ValueError(f"the training ended with code {code}; what went wrong is said above")
     if code:
@@ -271,8 +276,8 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
 
 
-def _num_processes(trainer: DictConfig, sweep: bool = False) -> int:
-    """How many processes the job takes: as asked for, or one for each GPU; in a sweep, which may have several jobs at once, one."""
+def _num_processes(trainer: DictConfig, beside: bool = False) -> int:
+    """How many processes the job takes: as asked for, or one for each GPU, unless other jobs of its sweep run beside it."""
     if trainer.devices != "auto":
         if not isinstance(trainer.devices, int) or trainer.devices < 1:
             raise ValueError(
@@ -280,8 +285,12 @@ def _num_processes(trainer: DictConfig, sweep: bool = False) -> int:
                 "which GPUs is said by CUDA_VISIBLE_DEVICES"
             )
         return trainer.devices
-    if sweep:
-        return 1
     import torch
 
-    return max(1, torch.cuda.device_count()) if trainer.accelerator in _MAY_BE_GPU else 1
+    processes = max(1, torch.cuda.device_count()) if trainer.accelerator in _MAY_BE_GPU else 1
+    if beside and processes > 1:
+        raise ValueError(
+            f"trainer.devices=auto is all {processes} GPUs for each job, but several jobs of this sweep run here at once; set "
+            "trainer.devices=1, or as many as each of them shall have"
+        )
+    return processes

@@ -8,8 +8,8 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from segline.run import _one_gpu
-from segline.sweep.gpus import GPU, own_gpu
+from segline.run import _num_processes, _own_gpus
+from segline.sweep.gpus import GPU, own_gpus, shown_to_processes
 
 
 @pytest.fixture
@@ -21,22 +21,37 @@ def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("two_gpus")
 def test_jobs_at_once_hold_gpus_of_their_own() -> None:
-    with own_gpu():
+    with own_gpus(1):
         assert os.environ[GPU] == "0"
-        with own_gpu():
+        with own_gpus(1):
             assert os.environ[GPU] == "1"
-            with own_gpu():  # more jobs than GPUs
+            with own_gpus(1):  # more jobs than GPUs
                 assert os.environ[GPU] in ("0", "1")
     assert GPU not in os.environ
-    with own_gpu():
+    with own_gpus(1):
         assert os.environ[GPU] == "0"
 
 
 @pytest.mark.usefixtures("two_gpus")
+def test_a_job_of_several_processes_shows_them_the_gpus_that_it_holds(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert shown_to_processes() == {}
+    with own_gpus(1), own_gpus(1):
+        assert shown_to_processes() == {"CUDA_VISIBLE_DEVICES": "1"}
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,GPU-7")
+    with own_gpus(2):
+        assert shown_to_processes() == {"CUDA_VISIBLE_DEVICES": "5,GPU-7"}
+        with own_gpus(2):
+            assert os.environ[GPU] == "0,1"
+    with own_gpus(3):  # more processes than GPUs, which Lightning refuses
+        assert os.environ[GPU] == "0,1"
+
+
+@pytest.mark.usefixtures("two_gpus")
 def test_a_gpu_is_free_again_after_a_job_that_failed() -> None:
-    with pytest.raises(ZeroDivisionError), own_gpu():
+    with pytest.raises(ZeroDivisionError), own_gpus(1):
         raise ZeroDivisionError
-    with own_gpu():
+    with own_gpus(1):
         assert os.environ[GPU] == "0"
 
 
@@ -44,21 +59,31 @@ def test_a_gpu_is_free_again_after_a_job_that_failed() -> None:
 @pytest.mark.parametrize(
     ("devices", "accelerator", "sweep", "held"),
     [
-        (1, "auto", True, True),
-        ("auto", "gpu", True, True),
-        (2, "gpu", True, False),
-        (1, "cpu", True, False),
-        (1, "gpu", False, False),
+        (1, "auto", True, "0"),
+        ("auto", "gpu", True, "0,1"),
+        (2, "gpu", True, "0,1"),
+        (1, "cpu", True, None),
+        (1, "gpu", False, None),
     ],
 )
-def test_a_job_of_a_sweep_that_is_one_process_holds_one(
-    devices: int | str, accelerator: str, sweep: bool, held: bool
+def test_a_job_of_a_sweep_holds_a_gpu_for_each_of_its_processes(
+    devices: int | str, accelerator: str, sweep: bool, held: str | None
 ) -> None:
-    with _one_gpu(OmegaConf.create({"devices": devices, "accelerator": accelerator}), sweep):
-        assert (GPU in os.environ) == held
+    trainer = OmegaConf.create({"devices": devices, "accelerator": accelerator})
+    with _own_gpus(trainer, _num_processes(trainer), sweep):
+        assert os.environ.get(GPU) == held
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_jobs_beside_each_other_do_not_take_all_gpus_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = OmegaConf.create({"devices": "auto", "accelerator": "auto"})
+    with pytest.raises(ValueError, match="is all 2 GPUs for each job"):
+        _num_processes(trainer, beside=True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert _num_processes(trainer, beside=True) == 1
 
 
 def test_without_a_gpu_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
-    with own_gpu():
+    with own_gpus(1):
         assert GPU not in os.environ

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 from segline.budget import Objective
 from segline.config import compose
 from segline.sweep.folder import SWEEP
-from segline.sweep.pruning import STORAGE, Pruning
+from segline.sweep.pruning import Pruning
 from segline.sweep.search import BEST, distribution, experiment
 from segline.tables import write_json
 
@@ -185,9 +185,9 @@ class Scores:
 def test_a_trial_behind_the_median_is_pruned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("segline.sweep.pruning.as_segmentation", lambda module: module)
     storage = f"sqlite:///{tmp_path / 'study.db'}"
-    monkeypatch.setenv(STORAGE, storage)
+    monkeypatch.setenv("ADDRESS", storage)
     pruner = {"_target_": "optuna.pruners.MedianPruner", "n_startup_trials": 2, "n_warmup_steps": 15}
-    write_json(tmp_path / SWEEP, {"search": {"pruner": pruner, "study": "search"}})
+    write_json(tmp_path / SWEEP, {"search": {"pruner": pruner, "study": "search", "storage": "${oc.env:ADDRESS}"}})
     trials = optuna.create_study(storage=storage, study_name="search", direction="maximize")
     for number, values in enumerate([(0.2, 0.5), (0.3, 0.6), (0.1, 0.5), (0.1, 0.7)]):
         trials.ask()

@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from hydra.core.plugins import Plugins
 from made_up_sweep import begun, ended, start, sweep
 
 from segline.locks import locked
@@ -216,6 +218,22 @@ def test_a_launcher_that_starts_nothing_is_said_at_once(tmp_path: Path, monkeypa
         sweep(["seed=0,1", "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
 
 
+def test_a_launcher_that_starts_nothing_more_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where the cluster's scheduler goes away: trials of a search must not be used up for it."""
+    start = ["sweep=optuna", "optimizer.lr=interval(1e-3,1e-2)", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    sweep([*start, "hydra.sweeper.n_trials=1"], tmp_path / "log")
+
+    def fail(jobs: Sequence[Sequence[str]], initial_job_idx: int) -> None:
+        raise OSError("srun is gone")
+
+    monkeypatch.setattr(Plugins, "instantiate_launcher", lambda self, **_: SimpleNamespace(launch=fail))
+    with pytest.raises(ValueError, match=r"the launcher ended with .*srun.*; nothing was started"):
+        sweep([*start, "hydra.sweeper.n_trials=9"], tmp_path / "log")
+    monkeypatch.undo()
+    sweep([*start, "hydra.sweeper.n_trials=3"], tmp_path / "log")
+    assert len(ended(tmp_path / "log")) == 3
+
+
 def test_asking_for_a_point_holds_nobody_up(tmp_path: Path) -> None:
     """Of many that ask while others claim, none takes an idle point for one at work."""
     (tmp_path / ".claim").touch()
@@ -326,8 +344,10 @@ def test_a_sweep_whose_points_are_at_work_elsewhere_has_not_ended(
         with pytest.raises(ValueError, match="2 of 2 points failed"):
             sweep(["seed=0,1"], tmp_path / "log")
     (folder,) = (tmp_path / "runs").iterdir()
-    with locked(folder / "0_seed=0" / ".claim"), locked(folder / "1_seed=1" / ".claim"):
+    # The second by processes whose sweep was killed: they hold the run's folder, and nobody its point any more.
+    with locked(folder / "0_seed=0" / ".claim"), locked(folder / "1_seed=1" / ".lock"):
         sweep(["seed=0,1"], tmp_path / "log")
+        assert not (tmp_path / "log").exists()
     sweep(["seed=0,1"], tmp_path / "log")
     assert list((tmp_path / "runs").iterdir()) == [folder]
     assert ended(tmp_path / "log") == Counter(["0_seed=0", "1_seed=1"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +20,8 @@ from segline.locks import locked
 SWEEP = "sweep.json"
 #: Held, by any number of processes, while they work on the sweep.
 _LOCK = ".sweep.lock"
+#: How long to ask whether another command holds a sweep: it may just be asking, too.
+_SECONDS_TO_ASK = 0.25
 #: There once a command has come to the sweep's end.
 _ENDED = ".ended"
 
@@ -64,7 +67,7 @@ def sweep_folder(asked: Path, chosen: bool, command: Mapping[str, Any], done: Ca
 
 def alone(folder: Path) -> AbstractContextManager[bool]:
     """Let no other command on this machine decide about the sweep meanwhile."""
-    return locked(folder / ".alone.lock", wait=True)
+    return locked(folder / ".alone.lock", seconds=math.inf)
 
 
 def _made(asked: Path, command: Mapping[str, Any], stack: ExitStack) -> Path:
@@ -86,7 +89,7 @@ def _made(asked: Path, command: Mapping[str, Any], stack: ExitStack) -> Path:
 
 
 def _hold(folder: Path, stack: ExitStack) -> None:
-    stack.enter_context(locked(folder / _LOCK, shared=True, wait=True))
+    stack.enter_context(locked(folder / _LOCK, shared=True, seconds=math.inf))
 
 
 def _unfinished(parent: Path, command: Mapping[str, Any], done: Callable[[Path], bool]) -> Path | None:
@@ -102,7 +105,7 @@ def _unfinished(parent: Path, command: Mapping[str, Any], done: Callable[[Path],
 
 
 def _is_held(folder: Path) -> bool:
-    with locked(folder / _LOCK) as free:
+    with locked(folder / _LOCK, seconds=_SECONDS_TO_ASK) as free:
         return not free
 
 

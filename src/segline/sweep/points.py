@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import sys
-import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
 from segline.commit import committed
+from segline.config import LOCK
 from segline.locks import locked
 from segline.tables import SCORES
 
@@ -21,8 +21,8 @@ PRUNED = "pruned.json"
 ERROR = "error.txt"
 #: Held by the process that is at work on a point.
 _CLAIM = ".claim"
-#: How often, and how long apart, a point is tried to be claimed.
-_TRIES, _SECONDS_A_TRY = 5, 0.05
+#: How long a point is tried to be claimed: somebody may just be asking.
+_SECONDS_TO_CLAIM = 0.25
 
 
 class State(Enum):
@@ -53,7 +53,8 @@ def state_of(folder: Path) -> State:
     for file, state in ((SCORES, State.FINISHED), (PRUNED, State.PRUNED)):
         if (folder / file).exists():
             return state
-    if _is_claimed(folder):
+    # The processes of a training outlive the one that was killed while it had claimed the point for them.
+    if _is_held(folder / _CLAIM) or _is_held(folder / LOCK):
         return State.RUNNING
     return State.FAILED if (folder / ERROR).exists() else State.OPEN
 
@@ -69,8 +70,9 @@ def once(folder: Path, task: Callable[[], None]) -> None:
     Raises:
         Exception: What the task raises.
     """
-    with _claim(folder) as mine:
-        if not mine or any((folder / file).exists() for file in (SCORES, PRUNED)):
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / _CLAIM, seconds=_SECONDS_TO_CLAIM) as mine:
+        if not mine or _is_held(folder / LOCK) or any((folder / file).exists() for file in (SCORES, PRUNED)):
             return
         (folder / ERROR).unlink(missing_ok=True)
         try:
@@ -82,22 +84,9 @@ def once(folder: Path, task: Callable[[], None]) -> None:
             raise
 
 
-def _is_claimed(folder: Path) -> bool:
-    """Whether a process is at work on a point. Asking holds nobody up but for the moment, and no one else who asks."""
-    if not has_begun(folder):
+def _is_held(file: Path) -> bool:
+    """Whether a process holds a file. Asking holds nobody up but for the moment, and no one else who asks."""
+    if not file.exists():
         return False
-    with locked(folder / _CLAIM, shared=True) as free:
+    with locked(file, shared=True) as free:
         return not free
-
-
-@contextmanager
-def _claim(folder: Path) -> Iterator[bool]:
-    """Try to hold a point; the claim goes with the process, however that ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for _ in range(_TRIES):
-        with locked(folder / _CLAIM) as mine:
-            if mine:
-                yield True
-                return
-        time.sleep(_SECONDS_A_TRY)  # somebody may just be asking
-    yield False

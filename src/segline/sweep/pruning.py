@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from pathlib import Path
 
@@ -17,8 +16,11 @@ from segline.module import as_segmentation
 from segline.sweep.folder import SWEEP
 from segline.sweep.points import PRUNED
 
-#: Environment variable that says where the study lies.
-STORAGE = "SEGLINE_STUDY"
+
+def study_address(folder: Path) -> str:
+    """Of the database with the study of a sweep's folder: as it was told, by names of the environment's variables on this machine."""
+    told = OmegaConf.create({"storage": tables.read_json(folder / SWEEP)["search"]["storage"]}).storage
+    return told or f"sqlite:///{folder / 'study.db'}"
 
 
 def study_name(folder: Path) -> str:
@@ -64,8 +66,7 @@ class Pruning(Callback):
         search = tables.read_json(self.folder.parent / SWEEP)["search"]
         study = optuna.load_study(
             study_name=study_name(self.folder.parent),
-            # A machine of a cluster may not have been told.
-            storage=os.environ.get(STORAGE) or f"sqlite:///{self.folder.parent / 'study.db'}",
+            storage=study_address(self.folder.parent),
             pruner=build(OmegaConf.create(search["pruner"])),
         )
         trial = optuna.trial.Trial(study, study.trials[self.number]._trial_id)

@@ -120,7 +120,7 @@ class Sweep:
             first: Number of the first one.
 
         Raises:
-            ValueError: The launcher could start none of them, nor any before.
+            ValueError: The launcher could start none of them.
         """
         with read_write(self.config.hydra), open_dict(self.config.hydra):
             self.config.hydra.sweep.dir = str(folder)
@@ -141,7 +141,7 @@ class Sweep:
             launcher.launch(jobs, initial_job_idx=first)
         except Exception as error:  # of the launcher, such as a worker that was killed; points keep their own errors
             said = f"the launcher ended with {type(error).__name__}: {error}"
-            if not any(map(has_begun, folder.iterdir())):
+            if not any(has_begun(folder / point.name) for point in points):
                 raise ValueError(f"{said}; nothing was started") from error
             print(said, file=sys.stderr)
             # Some launchers end at the first job that is killed, and others go on.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -19,9 +18,10 @@ from segline.config import CONF_DIR, build
 from segline.sweep.folder import SWEEP, alone
 from segline.sweep.grid import point_name
 from segline.sweep.points import Point, State, state_of
-from segline.sweep.pruning import STORAGE, study_name
+from segline.sweep.pruning import study_address, study_name
 from segline.sweep.run import MOST_STARTS, Sweep, read_objective
 from segline.tables import COSTED, COSTS
+from segline.words import has_password
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -129,7 +129,15 @@ class Search:
 
     def _said(self) -> dict[str, Any]:
         plain = OmegaConf.to_container(OmegaConf.create({"sampler": self.sampler, "pruner": self.pruner}))
-        return {**plain, "seed": self.seed, "study": self.name, "constraints": self.constraints}  # type: ignore[dict-item]
+        # As it was written: what it gets from the environment may be a password.
+        storage = OmegaConf.to_container(self.sweep.config.hydra.sweeper)["storage"]  # type: ignore[call-overload, index]
+        if has_password(str(storage)):
+            raise ValueError(
+                "hydra.sweeper.storage holds a password, which would be kept; give it by the environment: "
+                "hydra.sweeper.storage='${oc.env:ADDRESS}'"
+            )
+        told = {"storage": storage, "study": self.name, "constraints": self.constraints}
+        return {**plain, "seed": self.seed, **told}  # type: ignore[dict-item]
 
     def _is_done(self, folder: Path) -> bool:
         study = self._study(folder)
@@ -139,11 +147,9 @@ class Search:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        storage = self.storage or f"sqlite:///{folder / 'study.db'}"
-        os.environ[STORAGE] = storage  # by the environment: an address may hold a password, which no config shall
         with alone(folder):  # two commands cannot make the tables of one database
             study = optuna.create_study(
-                storage=storage,
+                storage=study_address(folder),
                 study_name=study_name(folder),
                 direction="minimize" if self.sweep.minimize else "maximize",
                 pruner=build(self.pruner) if self.pruner else optuna.pruners.NopPruner(),
