@@ -40,7 +40,7 @@ format: $(READY) ## mend the style
 	@$(RUN) -m ruff format .
 
 notebooks: $(READY) ## run the notebooks as tests
-	@$(RUN) -m pytest --nbmake --nbmake-timeout=180 notebooks $(ARGS)
+	@$(RUN) -m pytest --nbmake --nbmake-timeout=600 notebooks $(ARGS)
 
 benchmark: $(READY) ## measure the figures of the README, but for the tables of trained networks, which take hours
 	@set -e; for script in $(filter-out benchmarks/networks.py,$(wildcard benchmarks/*.py)); do echo "== $$script"; $(RUN) $$script $(ARGS); done

@@ -93,6 +93,35 @@ def test_processes_of_a_trial_train_with_what_the_study_asked(tmp_path: Path) ->
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_trial_that_is_pruned_is_so_for_good(tmp_path: Path, processes: int) -> None:
+    import optuna
+    from optuna.trial import TrialState
+
+    sweep = tmp_path / "sweep"
+    # No score is as good as this pruner wants it.
+    pruner = ["_target_=optuna.pruners.ThresholdPruner", "lower=2"]
+    command = [
+        sys.executable, str(SRC / "train.py"), "sweep=optuna", "hydra.sweeper.n_trials=1", *TWO,
+        *(f"++hydra.sweeper.pruner.{setting}" for setting in pruner), "~hydra.sweeper.pruner.n_startup_trials",
+        f"trainer.devices={processes}", "trainer.max_epochs=4", f"hydra.sweep.dir={sweep}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    assert done.returncode == 0, done.stderr
+    assert "1 pruned" in done.stdout
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{sweep / 'study.db'}")
+    assert [trial.state for trial in study.trials] == [TrialState.PRUNED]
+    assert not list(sweep.glob("*/scores.json"))
+    (pruned,) = sweep.glob("*/pruned.json")
+    assert len(tables.read_rows(pruned.parent / "metrics.csv")) == 1  # of four epochs
+    before = pruned.stat().st_mtime_ns
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment())
+    assert again.returncode == 0, again.stderr
+    assert "1 of 1 trials there" in again.stdout
+    assert before == pruned.stat().st_mtime_ns
+
+
+@pytest.mark.slow
 def test_processes_of_plain_hydra_and_lightning_do_not(tmp_path: Path) -> None:
     """The fault that the test above is there for: Lightning starts the command, and so the search, once more for the second process."""
     plain = SUPPORT / "plain"

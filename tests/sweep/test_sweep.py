@@ -10,15 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
+from hydra.types import RunMode
 from made_up_sweep import begun, ended, start, sweep
 
+from segline.config import CONF_DIR
 from segline.locks import locked
-from segline.sweep.folder import SWEEP
+from segline.sweep.folder import SWEEP, sweep_folder
 from segline.sweep.grid import point_name
 from segline.sweep.points import ERROR, Point, State, once, state_of
 from segline.sweep.run import Sweep, _why
-from segline.tables import write_json
+from segline.tables import read_json, write_json
 
 GRID = ["seed=0,1,2", "loss=ce,dice_ce", "optimizer.lr=1e-3,1e-2"]
 
@@ -351,3 +354,21 @@ def test_a_sweep_whose_points_are_at_work_elsewhere_has_not_ended(
     sweep(["seed=0,1"], tmp_path / "log")
     assert list((tmp_path / "runs").iterdir()) == [folder]
     assert ended(tmp_path / "log") == Counter(["0_seed=0", "1_seed=1"])
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (CONF_DIR / "sweep").glob("*.yaml")))
+def test_a_ready_made_sweep_needs_its_name_alone(name: str) -> None:
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose("train", [f"sweep={name}"], return_hydra_config=True)
+    assert config.hydra.mode is RunMode.MULTIRUN
+
+
+def test_sweeps_of_the_same_moment_have_folders_of_their_own(tmp_path: Path) -> None:
+    asked, command = tmp_path / "now", {"overrides": ["seed=0,1"]}
+    with (
+        sweep_folder(asked, False, command, lambda folder: False) as first,
+        sweep_folder(asked, False, command, lambda folder: False) as second,
+    ):
+        assert (first.name, second.name) == ("now", "now_2")
+        ids = {read_json(folder / SWEEP)["id"] for folder in (first, second)}
+    assert len(ids) == 2
