@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial, wraps
 from pathlib import Path
@@ -19,7 +19,7 @@ from segline.commit import temporary_path
 from segline.config import CONF_DIR, CONFIG, LOCK, as_list, networks, offer_own_data
 from segline.processes import LAUNCHED, launch
 from segline.refusals import Stopped
-from segline.words import has_password
+from segline.words import has_password, without_passwords
 
 __all__ = ["compare_models", "evaluate", "explain", "export", "offer_own_data", "predict", "robustness", "train"]
 
@@ -95,6 +95,7 @@ def _train(config: DictConfig, run_dir: Path, sweep: bool = False) -> None:
     # Under a name of its own: the folder's config is another run's until the job holds the folder.
     path = temporary_path(run_dir / CONFIG)
     try:
+        _refuse_passwords(config, run_dir)
         resolved = _resolve(
             config,
             {"name": run_dir.name, "choices": chosen, "sweep": run_dir.parent.name if sweep else None, **started},
@@ -255,21 +256,46 @@ def _resolve(config: DictConfig, run: dict[str, Any]) -> DictConfig:
     from segline.data.folder import discover
 
     config.data = discover(config.data)
-    resolved = {**_plain(config), "run": run}
-    _refuse_passwords(resolved)
-    return OmegaConf.create({"run": run, **resolved})
+    return OmegaConf.create({"run": run, **_plain(config)})
 
 
-def _refuse_passwords(config: Any, key: str = "") -> None:
-    """A run's config lies in its folder, in its checkpoints and in trackers: no place for a password."""
-    if isinstance(config, dict | list):
-        for name, value in config.items() if isinstance(config, dict) else enumerate(config):
-            _refuse_passwords(value, f"{key}.{name}".strip("."))
-    elif isinstance(config, str) and has_password(config):
-        raise ValueError(
-            f"{key} holds a password, which a run's folder would keep; give it by the environment, as MLFLOW_TRACKING_USERNAME and "
-            "MLFLOW_TRACKING_PASSWORD do, or by ~/.netrc"
-        )
+def _refuse_passwords(config: DictConfig, run_dir: Path) -> None:
+    """A run's config and command lie in its folder, in its checkpoints and in trackers: no place for a password.
+
+    Raises:
+        ValueError: A setting holds one.
+    """
+    hydra_config = HydraConfig.get()
+    typed = [*hydra_config.overrides.task, *hydra_config.overrides.hydra]
+    for key, value in [*_settings(_plain(config)), *(override.partition("=")[::2] for override in typed)]:
+        if has_password(str(value)) or has_password(f"{key}={value}"):
+            if hydra_config.output_subdir is not None:
+                _remove_hydras_own(run_dir / hydra_config.output_subdir)
+            raise ValueError(
+                f"{without_passwords(key)} holds a password, a key or a token, or what the environment holds by such a name; a run's "
+                "folder would keep it: leave it out, for libraries read theirs from the environment, as WANDB_API_KEY, COMET_API_KEY, "
+                "or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or from ~/.netrc"
+            )
+
+
+def _settings(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value with its key; those of a list with the list's."""
+    if isinstance(config, dict):
+        for name, value in config.items():
+            yield from _settings(value, f"{key}.{name}".strip("."))
+    elif isinstance(config, list):
+        for value in config:
+            yield from _settings(value, key)
+    elif config is not None and not isinstance(config, bool):
+        yield key, config
+
+
+def _remove_hydras_own(folder: Path) -> None:
+    """Remove what Hydra writes before it starts a job, where it is told to."""
+    for name in ("config.yaml", "hydra.yaml", "overrides.yaml"):
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

@@ -58,16 +58,18 @@ class Sweep:
             raise ValueError(
                 "a sweep starts the processes of each point itself: leave torchrun out, and set trainer=ddp trainer.devices=N"
             )
-        for argument in [*arguments, *config.hydra.overrides.hydra]:
+        given = [*(f"{key}={value}" for key, value in params.items()), *arguments]
+        for argument in [*given, *config.hydra.overrides.hydra]:
             if has_password(argument):
-                key, of_hydra = argument.partition("=")[0], argument.startswith("hydra.")
-                remedy = f"{key}='${{oc.env:ADDRESS}}'" if of_hydra else "MLFLOW_TRACKING_PASSWORD, or ~/.netrc"
+                remedy = "MLFLOW_TRACKING_PASSWORD, WANDB_API_KEY, or ~/.netrc"
+                if argument.startswith("hydra."):
+                    remedy = f"{argument.partition('=')[0]}='${{oc.env:ADDRESS}}'"
                 raise ValueError(
                     f"{without_passwords(argument)} holds a password, which would be kept; give it by the environment: {remedy}"
                 )
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         parser = OverridesParser.create(config_loader=hydra_context.config_loader)
-        parsed = parser.parse_overrides([*(f"{key}={value}" for key, value in params.items()), *arguments])
+        parsed = parser.parse_overrides(given)
         self.overrides: list[Override] = list({one.get_key_element(): one for one in parsed}.values())
         self.objective = str(config.objective)
 
