@@ -182,6 +182,27 @@ def test_two_processes_train_as_one_does_with_the_same_windows_a_step(tmp_path: 
 
 
 @pytest.mark.slow
+def test_accumulated_windows_train_as_a_step_with_all_of_them_does(tmp_path: Path) -> None:
+    """In one process and in two, for a network without batch statistics and a loss that is a mean over pixels."""
+    common = [*SATELLITE, "data/augment=none", "model.norm=none", "loss=ce", "callbacks.pictures=false"]
+    common += ["trainer.max_epochs=2", "class_weights=false"]
+    whole = [*common, "data.batch_size=4", "data.steps_per_epoch=4"]
+    parts = [*common, "data.batch_size=2", "data.steps_per_epoch=8", "trainer.accumulate_grad_batches=2"]
+    train(tmp_path / "whole", *whole)
+    one = train(tmp_path / "one", *parts)
+    assert "2 times 2 windows before the weights change" in one.stdout
+    two = train(tmp_path / "two", *parts, *TWO)
+    assert "2 x cpu, 1 windows of a step each, 2 times 2 windows before the weights change" in two.stdout
+    expected, weights = tables.read_rows(tmp_path / "whole" / "metrics.csv"), states(tmp_path / "whole")
+    for name in ("one", "two"):
+        rows = tables.read_rows(tmp_path / name / "metrics.csv")
+        for key in ("train/loss", "val/loss"):
+            assert [row[key] for row in rows] == pytest.approx([row[key] for row in expected], rel=1e-4)
+        for layer, values in states(tmp_path / name).items():
+            torch.testing.assert_close(values, weights[layer], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
 def test_windows_that_processes_cannot_share_are_refused(tmp_path: Path) -> None:
     overrides = [*SATELLITE, *TWO, "data.batch_size=3", "trainer.max_epochs=1"]
     done = subprocess.run(command(tmp_path / "run", *overrides), capture_output=True, text=True, timeout=300)
