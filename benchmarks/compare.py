@@ -2,7 +2,8 @@
 
 python benchmarks/compare.py
 
-50 runs of 5,000 cases in the terminal; 200 runs of 500 epochs as a page, opened in Chromium where there is one.
+50 runs of 5,000 cases in the terminal; 200 runs of 500 epochs as a page, opened in Chromium where there is one. Each as methods of five
+seeds in groups of five cases, as a study leaves them, and as methods of one seed whose cases are groups of their own, as a search does.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ sys.path.insert(0, str(SRC))
 from segline import tables  # noqa: E402
 
 
-def write_runs(folder: Path, methods: int, seeds: int, cases: int, epochs: int) -> None:
+def write_runs(folder: Path, methods: int, seeds: int, cases: int, epochs: int, in_group: int) -> None:
     rng = np.random.default_rng(0)
     hard = rng.beta(5, 2, cases)
     for method in range(methods):
@@ -39,7 +40,7 @@ def write_runs(folder: Path, methods: int, seeds: int, cases: int, epochs: int) 
                 {
                     "split": "val",
                     "case": f"case {k}",
-                    "group": f"patient {k // 5}",
+                    "group": f"patient {k // in_group}",
                     "dice/organ": s,
                     "iou/organ": s / (2 - s),
                 }
@@ -89,14 +90,17 @@ def seconds_to_interactive(path: Path) -> float | None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_runs(folder / "many_cases", methods=10, seeds=5, cases=5000, epochs=10)
-        print(f"50 runs of 5,000 cases, in the terminal: {compare(folder / 'many_cases'):.1f} s")
-        write_runs(folder / "many_runs", methods=40, seeds=5, cases=100, epochs=500)
-        page = folder / "compare.html"
-        print(f"200 runs of 500 epochs, as a page: {compare(folder / 'many_runs', f'output={page}'):.1f} s")
-        print(f"the page: {page.stat().st_size / 2**20:.1f} MiB")
-        if (taken := seconds_to_interactive(page)) is not None:
-            print(f"from opening it to a sorted table in Chromium: {taken:.1f} s")
+        for seeds, in_group in ((5, 5), (1, 1)):
+            cases, epochs = folder / f"cases_{seeds}", folder / f"epochs_{seeds}"
+            write_runs(cases, 50 // seeds, seeds, cases=5000, epochs=10, in_group=in_group)
+            print(f"50 runs ({50 // seeds} methods) of 5,000 cases, in the terminal: {compare(cases):.1f} s")
+            write_runs(epochs, 200 // seeds, seeds, cases=100 if seeds > 1 else 5000, epochs=500, in_group=in_group)
+            page = folder / "compare.html"
+            taken = compare(epochs, f"output={page}")
+            print(f"200 runs ({200 // seeds} methods) of 500 epochs, as a page: {taken:.1f} s")
+            print(f"the page: {page.stat().st_size / 2**20:.1f} MiB")
+            if (opened := seconds_to_interactive(page)) is not None:
+                print(f"from opening it to a sorted table in Chromium: {opened:.1f} s")
 
 
 if __name__ == "__main__":

@@ -2,13 +2,15 @@
 
 import itertools
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from segline.comparison.statistics import compare, group_means, holm, least_groups, sign_flips
+from segline.comparison.statistics import compare, group_means, holm, intervals, least_groups, sign_flips
+from segline.metrics.bootstrap import interval
 
 RNG = np.random.default_rng
 
@@ -77,6 +79,30 @@ def test_the_interval_is_a_bootstrap_of_pairs() -> None:
     assert (pair.low, pair.high) == pytest.approx((found.low, found.high), abs=5e-4)
     assert pair.high - pair.low < 0.03  # of unpaired scores it would be 0.17 wide
     assert pair.verdict == "better"
+
+
+def test_intervals_of_many_pairs_are_those_of_each() -> None:
+    rng = RNG(2)
+    differences = [rng.normal(0, 1, size) for size in (40, 7, 40, 1, 0, 3000)]
+    for found, own in zip(intervals(differences), differences, strict=True):
+        assert found == pytest.approx(interval(own), abs=1e-12, nan_ok=True)
+
+
+def test_drawn_flips_of_a_pair_with_fewer_groups_are_near_those_of_scipy() -> None:
+    short, long = RNG(3).normal(0.25, 1, 60), RNG(4).normal(0, 1, 90)
+    assert sign_flips([short, long])[0] == pytest.approx(scipy_p(short, draws=100_000), abs=0.005)
+
+
+@pytest.mark.parametrize("num_groups", [16, 500])
+def test_many_pairs_take_little_memory(num_groups: int) -> None:
+    """All 2^15 flips of 190 pairs at once would take 50 MB, and twice that with their magnitudes."""
+    differences = list(RNG(0).normal(size=(190, num_groups)))
+    tracemalloc.start()
+    sign_flips(differences)
+    intervals(differences)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30e6
 
 
 def test_verdicts_follow_the_sign() -> None:
@@ -175,6 +201,21 @@ def test_false_alarms_are_as_rare_as_stated(num_groups: int) -> None:
 def test_many_pairs_raise_no_more_alarms_than_one(num_groups: int) -> None:
     """Of the 10 pairs of 5 methods, uncorrected, some would be called different in a third of the repeats."""
     assert alarms(num_groups, 5, repeats=300) <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 300)
+
+
+@pytest.mark.slow
+def test_picking_the_best_of_many_raises_no_alarms_among_them() -> None:
+    """Of 100 equal methods, on 12 groups, the best 10; each of the 100 against the very best would give some verdict in most repeats."""
+    rng, given = RNG(9), {"among the best": 0, "against the best": 0}
+    for _ in range(200):
+        scores = {str(k): of_method for k, of_method in enumerate(rng.beta(5, 2, (100, 12)))}
+        ranked = sorted(scores, key=lambda name: -scores[name].mean())
+        among = compare({name: scores[name] for name in ranked[:10]}, range(12))
+        given["among the best"] += any(pair.verdict in ("better", "worse") for pair in among)
+        against = compare(scores, range(12), against=ranked[0])
+        given["against the best"] += any(pair.verdict in ("better", "worse") for pair in against)
+    assert given["among the best"] <= 0.05 * 200
+    assert given["against the best"] > 0.05 * 200 + 3 * math.sqrt(0.05 * 0.95 * 200)
 
 
 def test_what_differs_is_found() -> None:

@@ -18,6 +18,11 @@ from segline.words import count_of
 #: What is said of a case by its name in the logged scores -> by its column in a run's table of cases.
 METRICS = {"dice_case": "dice", "iou_case": "iou"}
 
+#: Of more methods only the best so many are tested against each other: a search of 200 runs has 19,900 pairs, of which no one reads
+#: the table. All pairs of the best, not each against the very best: of 200 equal methods the luckiest is far above most others, but near
+#: the next ones, so that picking the best raises no false alarms among them.
+_TESTED = 30
+
 #: Settings of a run that are its labels: the class that stays out of means, and how those begin that are classes.
 _BACKGROUND, _CLASSES = "data.labels.background", "data.labels.classes."
 
@@ -35,8 +40,8 @@ class Comparison:
         scores: Of methods and cases, a mean over seeds, `[M, N]`; nan where there is none.
         reached: By run folder, the mean over groups of the means of their cases.
         of_class: By class that enters means, the same of each method, `[M]`.
-        pairs: Of methods, the one that reached more first; of all with one, that one second.
-        against: The method that all others are compared with; None: all pairs.
+        pairs: Of methods, the one that reached more first; of all with one, that one second; of very many methods those of the best.
+        against: The method that all others are compared with; None: the best with each other.
         notes: What a reader must know before believing it.
     """
 
@@ -91,7 +96,8 @@ def compare_runs(
     backgrounds = {str(run.settings.get(_BACKGROUND)) for run in finished}
     by_class = score_classes(list(tables.values()), names, metric, backgrounds)
     of_run = dict(zip(tables, _mean(np.stack(list(by_class.values())), 0), strict=True))
-    reached = {folder: _mean_of_groups(of_cases, groups) for folder, of_cases in of_run.items()}
+    members = np.unique(np.array(groups), return_inverse=True)[1]  # numbers are sorted faster than names, for each run
+    reached = {folder: _mean_of_groups(of_cases, members) for folder, of_cases in of_run.items()}
     methods.sort(key=lambda method: -np.nan_to_num(mean_of(_known(method, reached))))
     scores = np.array([_mean(np.array([of_run[run.folder] for run in method.runs]), 0) for method in methods])
     notes = [
@@ -102,15 +108,12 @@ def compare_runs(
     ]
     rows = {folder: row for row, folder in enumerate(tables)}
     of_class = {
-        name: [_mean_of_groups(_mean(of_class[[rows[run.folder] for run in m.runs]], 0), groups) for m in methods]
+        name: [_mean_of_groups(_mean(of_class[[rows[run.folder] for run in m.runs]], 0), members) for m in methods]
         for name, of_class in by_class.items()
     }
     against = None if against is None else _find(methods, against)
-    pairs = (
-        compare(dict(zip((m.name for m in methods), scores, strict=True)), groups, against=against)
-        if methods[1:]
-        else []
-    )
+    by_name = {method.name: scores[k] for k, method in enumerate(methods if against else methods[:_TESTED])}
+    pairs = compare(by_name, groups, against=against) if methods[1:] else []
     return Comparison(metric, split, methods, names, groups, scores, reached, of_class, pairs, against, notes)
 
 
@@ -146,6 +149,13 @@ def score_classes(
             f"metric is {metric!r}, but there is no class {one_class!r}; expected one of {', '.join(known)}"
         )
     classes = [one_class] if one_class else [name for name in known if name not in backgrounds]
+    if not classes:
+        raise ValueError(
+            f"each of the classes {', '.join(known)} is the background of some run, so that none enters a mean; "
+            f"name one: metric={measure}/{known[0]}"
+            if known
+            else f"no run has measured {METRICS[measure]} of its cases; evaluate them again by src/eval.py"
+        )
     places = {name: place for place, name in enumerate(names)}
     scores = {name: np.full((len(tables), len(names)), np.nan) for name in classes}
     seen = {name: np.zeros((len(tables), len(names)), bool) for name in classes}
@@ -171,9 +181,10 @@ def _shared_split(runs: Sequence[Run]) -> str:
 
 
 def _find(methods: Sequence[Method], name: str) -> str:
-    """The method of a name, or of a run's folder."""
+    """The method of a name, or of a run's folder, however its path is written."""
+    folder = Path(name).resolve()
     for method in methods:
-        if name == method.name or any(name.rstrip("/") in (str(run.folder), run.name) for run in method.runs):
+        if name == method.name or any(name == run.name or folder == run.folder.resolve() for run in method.runs):
             return method.name
     raise ValueError(
         f"there is no method {name!r}; expected one of {'; '.join(m.name for m in methods)}, or a run's folder"
@@ -235,11 +246,19 @@ def _doubts(
         notes.append(
             f"{count_of(missing, 'case')} of {scores.shape[1]} have no score of some method, and are left out of its pairs."
         )
-    num_pairs = len(methods) - 1 if against else len(methods) * (len(methods) - 1) // 2
-    if num_pairs and len(set(groups)) < (needed := least_groups(num_pairs)):
+    num_tested = min(len(methods), _TESTED)
+    num_pairs = len(methods) - 1 if against else num_tested * (num_tested - 1) // 2
+    if num_tested < len(methods) and not against:
         notes.append(
-            f"There are {count_of(len(set(groups)), 'group')}; with fewer than {needed} no test can show a difference of "
-            f"{count_of(len(methods), 'method')}{'' if against or num_pairs < 2 else '; against=METHOD tests fewer pairs'}."
+            f"Of {len(methods)} methods the {num_tested} with the highest scores are tested, each with each ({num_pairs} pairs, for which "
+            "p is corrected); of the others only the scores are shown. The same cases picked them, so that the best is partly the "
+            "luckiest: its score on other cases will be lower. against=METHOD tests one against all."
+        )
+    if num_pairs and len(set(groups)) < (needed := least_groups(num_pairs)):
+        compared = count_of(len(methods) if against else num_tested, "method")
+        fewer = "" if against or num_pairs < 2 else "; against=METHOD tests fewer pairs"
+        notes.append(
+            f"There are {count_of(len(set(groups)), 'group')}; with fewer than {needed} no test can show a difference of {compared}{fewer}."
         )
     return notes
 
@@ -253,7 +272,7 @@ def _known(method: Method, reached: Mapping[Path, float]) -> list[float]:
     return [score for run in method.runs if (score := reached[run.folder]) == score]
 
 
-def _mean_of_groups(scores: NDArray[np.float64], groups: Sequence[str]) -> float:
+def _mean_of_groups(scores: NDArray[np.float64], groups: NDArray[np.generic]) -> float:
     return float(_mean(group_means(scores, groups), 0))
 
 

@@ -10,14 +10,14 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from segline.metrics.bootstrap import interval
-
 #: Fewer groups can give no p below 0.05: of 5, whose signs flip in 32 ways, the least is 2 / 32.
 LEAST_GROUPS = 6
 #: Up to so many differences all flips of signs are tried.
 _MOST_EXACT = 16
 #: Draws of flips where there are more; for many pairs as many as let the least p survive the correction.
 _DRAWS = 20_000
+#: Flips that are tried at once, resampled sets of groups, and numbers among those that are drawn at once: they bound the memory.
+_AT_ONCE, _RESAMPLES, _DRAWN_AT_ONCE = 1000, 2000, 2**18
 #: Chance at most that any verdict "better" or "worse" is given where no method differs from another.
 _LEVEL = 0.05
 #: Differences of means that are told apart at most, for rounding makes equal ones differ: in units of the largest sum.
@@ -94,16 +94,27 @@ def compare(
             f"{wrong[0]} has scores {values[wrong[0]].shape} of {len(groups)} cases; expected one each, [N]"
         )
     named = combinations(values, 2) if against is None else ((name, against) for name in values if name != against)
-    differences = {pair: group_means(values[pair[0]] - values[pair[1]], groups) for pair in named}
+    members = np.unique(np.asarray(groups), return_inverse=True)[
+        1
+    ]  # numbers are sorted faster than names, for each pair
+    differences = {pair: group_means(values[pair[0]] - values[pair[1]], members) for pair in named}
     tested = {pair: own for pair, own in differences.items() if len(own) >= LEAST_GROUPS}
     ps = dict(zip(tested, holm(sign_flips(list(tested.values()))), strict=True))
     # Of few groups and many pairs none could pass, whatever the scores are.
     decidable = any(least_p(len(own), len(tested)) * len(tested) <= _LEVEL for own in tested.values())
-    return [_pair(*pair, own, ps.get(pair, float("nan")), decidable) for pair, own in differences.items()]
+    found = zip(differences.items(), intervals(list(differences.values())), strict=True)
+    return [_pair(*pair, own, bounds, ps.get(pair, float("nan")), decidable) for (pair, own), bounds in found]
 
 
-def _pair(one: str, other: str, differences: NDArray[np.float64], p: float, decidable: bool) -> Pair:
-    difference, low, high = interval(differences)
+def _pair(
+    one: str,
+    other: str,
+    differences: NDArray[np.float64],
+    bounds: tuple[float, float, float],
+    p: float,
+    decidable: bool,
+) -> Pair:
+    difference, low, high = bounds
     wins, ties, losses = (int((np.sign(differences) == sign).sum()) for sign in (1, 0, -1))
     if p != p or not decidable:
         verdict = "too few groups"
@@ -114,7 +125,7 @@ def _pair(one: str, other: str, differences: NDArray[np.float64], p: float, deci
     return Pair(one, other, difference, low, high, p, wins, ties, losses, verdict)
 
 
-def group_means(values: ArrayLike, groups: Sequence[object]) -> NDArray[np.float64]:
+def group_means(values: ArrayLike, groups: Sequence[object] | NDArray[np.generic]) -> NDArray[np.float64]:
     """Mean of each group's cases that have a value, `[G]`, of the groups that have such.
 
     >>> group_means([1.0, 3.0, float("nan"), 5.0, float("nan")], ["a", "a", "a", "b", "c"])
@@ -137,17 +148,50 @@ def sign_flips(differences: Sequence[ArrayLike]) -> list[float]:
     """
     values = [np.asarray(own, np.float64) for own in differences]
     ps = [1.0] * len(values)
-    for size in {len(own) for own in values} - {0}:
-        of_size = [k for k, own in enumerate(values) if len(own) == size]
-        together = np.stack([values[k] for k in of_size], 1)  # [G, P]
+    of_size: dict[int, list[int]] = {}
+    for k, own in enumerate(values):
+        if len(own):
+            of_size.setdefault(len(own) if len(own) <= _MOST_EXACT else _MOST_EXACT + 1, []).append(k)
+    for alike in of_size.values():
+        # Drawn flips are the same for all pairs: zeros in place of groups that one lacks change none of its sums.
+        size = max(len(values[k]) for k in alike)
+        together = np.stack([np.pad(values[k], (0, size - len(values[k]))) for k in alike], 1)  # [G, P]
         observed = np.abs(together.sum(0)) - _ROUNDING * np.abs(together).sum(0)
-        reached, tried = np.zeros(len(of_size)), 0
+        reached, tried = np.zeros(len(alike)), 0
         for signs in _signs(size, len(values)):
             reached += (np.abs(signs @ together) >= observed).sum(0)
             tried += len(signs)
-        for k, count in zip(of_size, reached, strict=True):
+        for k, count in zip(alike, reached, strict=True):
             ps[k] = float(count / tried)
     return ps
+
+
+def intervals(differences: Sequence[ArrayLike]) -> list[tuple[float, float, float]]:
+    """Mean of paired differences and its bounds, 95 %, of each pair, as `segline.metrics.bootstrap.interval` gives them one by one.
+
+    Pairs of as many groups share the sets of groups that are drawn, so that all their means are one product of matrices.
+
+    >>> intervals([[0.75, 0.75], [0.5]])
+    [(0.75, 0.75, 0.75), (0.5, nan, nan)]
+    """
+    values = [np.asarray(own, np.float64) for own in differences]
+    found = [(float(own.mean()) if len(own) else float("nan"), float("nan"), float("nan")) for own in values]
+    for size in {len(own) for own in values} - {0, 1}:
+        of_size = [k for k, own in enumerate(values) if len(own) == size]
+        together = np.stack([values[k] for k in of_size], 1)  # [G, P]
+        means = np.concatenate([counts @ together for counts in _resampled(size)]) / size
+        for k, low, high in zip(of_size, *np.quantile(means, [(1 - 0.95) / 2, (1 + 0.95) / 2], axis=0), strict=True):
+            found[k] = (found[k][0], float(low), float(high))
+    return found
+
+
+def _resampled(size: int) -> Iterator[NDArray[np.float64]]:
+    """How often each of so many groups is drawn, with replacement, `[R, G]`, in parts."""
+    rng, step = np.random.default_rng(0), max(1, _DRAWN_AT_ONCE // size)
+    for start in range(0, _RESAMPLES, step):
+        rows = min(step, _RESAMPLES - start)
+        drawn = rng.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
 
 
 def least_groups(num_pairs: int) -> int:
@@ -172,12 +216,14 @@ def _signs(size: int, num_pairs: int) -> Iterator[NDArray[np.float64]]:
     """Flips of so many differences, `[F, G]`, in parts."""
     if size <= _MOST_EXACT:
         # Half of them: the others are these with all signs flipped.
-        yield np.where(np.arange(2 ** (size - 1))[:, None] >> np.arange(size) & 1, -1.0, 1.0)
+        for start in range(0, half := 2 ** (size - 1), _AT_ONCE):
+            numbers = np.arange(start, min(start + _AT_ONCE, half))
+            yield np.where(numbers[:, None] >> np.arange(size) & 1, -1.0, 1.0)
         return
     rng = np.random.default_rng(0)
     yield np.ones((1, size))
-    for start in range(1, draws := _num_draws(num_pairs), 1000):
-        yield np.where(rng.integers(2, size=(min(1000, draws - start), size)), -1.0, 1.0)
+    for start in range(1, draws := _num_draws(num_pairs), _AT_ONCE):
+        yield np.where(rng.integers(2, size=(min(_AT_ONCE, draws - start), size)), -1.0, 1.0)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
