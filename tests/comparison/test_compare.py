@@ -1,5 +1,6 @@
 """Made-up runs, put side by side: who is one method, what is compared, what is said and refused."""
 
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ from made_up_runs import write_run
 
 from segline.cli import main as cli
 from segline.comparison.command import main, read
-from segline.comparison.compare import Comparison, compare_runs, score_classes
-from segline.comparison.methods import differing, find_methods
-from segline.comparison.runs import Cases, find_runs
-from segline.comparison.text import method_rows, method_table, pair_table, said
+from segline.comparison.compare import Comparison, compare_runs, mean_of, score_classes
+from segline.comparison.methods import Method, differing, find_methods
+from segline.comparison.runs import Cases, Run, find_runs
+from segline.comparison.statistics import Pair, compare
+from segline.comparison.text import method_rows, method_table, pair_table, said, verdicts
 
 HARD = np.random.default_rng(0).uniform(0.4, 0.8, 12)
 
@@ -41,8 +43,44 @@ def test_runs_that_differ_by_their_seeds_are_one_method(runs: Path) -> None:
     (pair,) = comparison.pairs
     assert pair.difference == pytest.approx(0.1)
     assert (pair.verdict, pair.wins, pair.num_groups) == ("better", 12, 12)
-    assert "attention_unet is better than: unet (p ≤ 0.00049)." in said(comparison)
-    assert "trained models:" not in said(comparison)
+    assert "Of these trained models: attention_unet is better than: unet (p ≤ 0.00049)." in said(comparison)
+    assert "Verdict on trained models" in said(comparison)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "doubted"), [(2, 2, True), (3, 3, True), (2, 5, True), (3, 5, False), (4, 4, False)]
+)
+def test_few_runs_that_chance_may_keep_apart_are_trained_models(
+    tmp_path: Path, one: int, other: int, doubted: bool
+) -> None:
+    for name, gain, seeds in (("a", 0.1, one), ("b", 0.0, other)):
+        for seed in range(seeds):
+            write_run(tmp_path / f"{name}{seed}", nuclei(gain, 0.01, seed), seed=seed, choices={"loss": name})
+    assert ("Of these trained models: a is better" in said(compare_runs([str(tmp_path)]))) == doubted
+
+
+@pytest.mark.parametrize("num_methods", [2, 3])
+@pytest.mark.parametrize("seeds", [2, 3, 4, 5])
+def test_false_claims_about_methods_are_as_rare_as_stated(num_methods: int, seeds: int) -> None:
+    """Of equal methods, each of whose runs is shifted by its seed: without a look at how few they are, 2 each give a third of claims."""
+    rng, claims, folder = np.random.default_rng(seeds), 0, Path("run")
+    methods = [
+        Method(str(m), {}, [Run(folder / f"{m}{seed}", {}) for seed in range(seeds)]) for m in range(num_methods)
+    ]
+    for method in methods:
+        for seed, run in enumerate(method.runs):
+            run.__dict__["settings"] = {"seed": seed}
+    for _ in range(1000):
+        reached = {run.folder: float(rng.normal()) for method in methods for run in method.runs}
+        ranked = sorted(methods, key=lambda method: -mean_of([reached[run.folder] for run in method.runs]))
+        # Cases enough show any difference of the runs at hand.
+        pairs = [
+            Pair(one.name, other.name, 0.1, 0.1, 0.1, 0.0, 100, 0, 0, "better")
+            for one, other in combinations(ranked, 2)
+        ]
+        found = Comparison("dice_case", "test", ranked, [], [], np.zeros(0), reached, {}, pairs, None, [])
+        claims += any("is better than" in one and "trained models" not in one for one in verdicts(found))
+    assert claims <= 1000 * (0.05 + 3 * (0.05 * 0.95 / 1000) ** 0.5)
 
 
 def test_seeds_are_averaged_for_each_case_first(tmp_path: Path) -> None:
@@ -196,6 +234,36 @@ def test_a_paper_gets_every_pair_and_the_terminal_a_hint(tmp_path: Path) -> None
     assert "A page has all 15 pairs: output=compare.html" in said(comparison)
     assert said(comparison, "markdown").count("no evidence |") + said(comparison, "markdown").count("better |") >= 1
     assert "| Pair" in said(comparison, "markdown")
+
+
+def test_of_very_many_methods_the_best_are_tested(tmp_path: Path) -> None:
+    for k in range(35):
+        write_run(tmp_path / str(k), nuclei(0.001 * k, 0.001, k), optimizer={"lr": 0.1 * k})
+    comparison = compare_runs([str(tmp_path)])
+    best = [method.name for method in comparison.methods[:30]]
+    assert len(comparison.pairs) == 30 * 29 / 2
+    assert {name for pair in comparison.pairs for name in (pair.one, pair.other)} == set(best)
+    assert comparison.pairs == compare(dict(zip(best, comparison.scores, strict=False)), comparison.groups)
+    assert "Of 35 methods the 30 with the highest scores are tested, each with each (435 pairs," in said(comparison)
+    assert "all 29 others" not in said(comparison)
+    one_against_all = compare_runs([str(tmp_path)], against=str(tmp_path / "0"))
+    assert len(one_against_all.pairs) == 34
+    assert "are tested" not in " ".join(one_against_all.notes)
+
+
+def test_a_folder_is_found_however_its_path_is_written(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(runs.parent)
+    for name in ("unet", "0_unet", "runs/0_unet", "./runs/0_unet/", str(runs / "0_unet"), "runs/../runs/2_unet"):
+        assert compare_runs(["runs"], against=name).against == "unet"
+        assert compare_runs([str(runs)], against=name).against == "unet"
+
+
+def test_where_each_class_is_some_background_one_must_be_named() -> None:
+    tables = [Cases(["x"], ["g"], {f"dice/{name}": np.array([0.5]) for name in ("cat", "dog")})]
+    with pytest.raises(ValueError, match=r"classes cat, dog is the background of some run.*metric=dice_case/cat"):
+        score_classes(tables, ["x"], "dice_case", {"cat", "dog"})
+    with pytest.raises(ValueError, match="no run has measured dice"):
+        score_classes([Cases(["x"], ["g"], {})], ["x"], "dice_case")
 
 
 @pytest.mark.parametrize(
