@@ -1,5 +1,6 @@
 """The page of a comparison in a real browser: it sorts, filters, draws and asks no server."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -168,3 +169,50 @@ def test_it_is_read_on_a_phone_and_in_the_dark(browser: Browser, path: Path) -> 
     page.wait_for_function("document.getElementById('curves-chart').layout.font.color === '#1c1c1c'")
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     page.close()
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours, `rgb(r, g, b)`, by the formula of WCAG 2."""
+    lights = []
+    for color in (one, other):
+        parts = [int(part) / 255 for part in re.findall(r"\d+", color)[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        lights.append(float(np.dot(linear, [0.2126, 0.7152, 0.0722])) + 0.05)
+    return max(lights) / min(lights)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_ranks_stand_out_from_the_page_the_best_most(browser: Browser, path: Path, scheme: str) -> None:
+    page = browser.new_page(color_scheme="dark" if scheme == "light" else "light")
+    page.goto(path.as_uri())
+    page.emulate_media(color_scheme=scheme)  # type: ignore[arg-type]
+    page.wait_for_timeout(100)
+    paint = "element => getComputedStyle(element).backgroundColor"
+    back = page.locator("body").evaluate(paint)
+    found = [contrast(swatch.evaluate(paint), back) for swatch in page.locator(".swatch").all()]
+    assert len(found) == 9
+    assert min(found) >= 3
+    assert found == sorted(found, reverse=True)
+    page.close()
+
+
+def test_few_methods_stand_out_from_the_page_in_the_light_and_the_dark() -> None:
+    few = re.search(r"const FEW = \[(.*?)\]", Path(pages.__file__).with_name("page.html").read_text())
+    assert few
+    for shade in re.findall(r"[0-9a-f]{6}", few[1]):
+        rgb = ", ".join(str(part) for part in bytes.fromhex(shade))
+        assert min(contrast(rgb, "255, 255, 255"), contrast(rgb, "22, 22, 22")) >= 3, shade
+
+
+def test_the_smallest_p_is_sorted_first(opened: Page) -> None:
+    table = opened.locator("#pairs ~ details table")
+    opened.locator("#pairs ~ details summary").click()
+    values = ["0.0001", "–", "0.3", "<0.0001", "0.02"]
+    opened.evaluate(
+        "values => values.forEach((p, k) => document.querySelectorAll('#pairs ~ details tbody tr')[k].cells[3].textContent = p)",
+        values,
+    )
+    table.locator("th", has_text=re.compile("^p")).click()
+    found = [p for p in table.locator("td:nth-child(4)").all_inner_texts() if p in values]
+    assert found[:2] == ["<0.0001", "0.0001"]
+    assert found[-1] == "–"

@@ -4,13 +4,17 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from made_up_runs import write_run
 
 from segline.comparison import page as pages
+from segline.comparison import panels as drawing
+from segline.comparison.command import main
 from segline.comparison.compare import compare_runs
+from segline.inference.predictor import Settings
 
 SRC = Path(__file__).resolve().parents[2] / "src"
 
@@ -67,3 +71,21 @@ def test_a_page_that_cannot_be_written_is_no_lack_of_pictures(
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="file"):
         pages.write_with_panels(tmp_path / "file" / "page.html", compare_runs([str(tmp_path / "runs")]))
+
+
+def test_whatever_fails_in_a_picture_the_page_is_there_and_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rate, dice in {0.1: [0.5, 0.7], 0.2: [0.6, 0.4]}.items():
+        write_run(tmp_path / f"runs/{rate}", {"cell": dice}, optimizer={"lr": rate})
+    asked = []
+
+    def fail(config: Any, data_name: str, settings: Settings) -> None:
+        asked.append(settings.trust)
+        assert (tmp_path / "page.html").is_file()  # before any picture
+        raise RuntimeError("out of <memory>")
+
+    monkeypatch.setattr(drawing, "open_all", fail)
+    main([str(tmp_path / "runs"), f"output={tmp_path / 'page.html'}", "trust=[my_package,other]"])
+    assert asked == [["my_package", "other"]]
+    assert "Without pictures: out of &lt;memory&gt;" in (tmp_path / "page.html").read_text()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from segline.commit import committed
@@ -28,7 +29,8 @@ A class that neither the truth nor the prediction of a case has gives no score; 
   metric=dice_case        score of a case: {metrics}; of one class: dice_case/nucleus
   split=test              part of the data; by default the test part where all runs have one, else val
   against=METHOD          compare all with this one, by the name that the table shows or by a run's folder; by default all pairs
-  output=FILE             a page (.html), or the tables (.md, .tex)"""
+  output=FILE             a page (.html), or the tables (.md, .tex)
+  trust=[PACKAGE]         packages besides segline's own whose networks may be built for the page's pictures"""
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -38,7 +40,8 @@ def main(arguments: Sequence[str]) -> None:
         sys.exit(0 if arguments else 2)
     places, settings = read(arguments)
     output = settings.pop("output", None)
-    write = _writer(output) if output else None
+    trust = [name.strip(" '\"") for name in settings.pop("trust", "").strip("[]").split(",") if name]
+    write = _writer(output, trust) if output else None
     comparison = compare_runs(places, **settings)
     print(said(comparison))
     if write and output:
@@ -55,7 +58,7 @@ def read(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     >>> read(["runs/0_lr=0.1", "metric=iou_case"])
     (['runs/0_lr=0.1'], {'metric': 'iou_case'})
     """
-    known = ("metric", "split", "against", "output")
+    known = ("metric", "split", "against", "output", "trust")
     settings = {key: value for key, _, value in (a.partition("=") for a in arguments) if key in known}
     places = [argument for argument in arguments if argument.partition("=")[0] not in known]
     if odd := [
@@ -69,14 +72,14 @@ def read(arguments: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     return places, settings
 
 
-def _writer(output: str) -> Callable[[Path, Comparison], object]:
+def _writer(output: str, trust: Sequence[str]) -> Callable[[Path, Comparison], object]:
     """What writes a file of this ending; asked before the work is done."""
     styles = {".md": "markdown", ".tex": "latex"}
     suffix = Path(output).suffix.lower()
     if suffix == ".html":
         from segline.comparison.page import write_with_panels
 
-        return write_with_panels
+        return partial(write_with_panels, trust=trust)
     if suffix not in styles:
         raise ValueError(f"output={output}: expected a name that ends in .html, {' or '.join(styles)}")
 

@@ -32,16 +32,24 @@ _SWEPT = 10
 _CURVES = ("train/loss", "val/loss", "val/iou", "val/dice", "val/iou_case", "val/dice_case", "lr")
 
 
-def write_with_panels(path: Path, comparison: Comparison) -> None:
-    """Write the page with pictures of the cases where the methods disagree most, where the runs and their data are still there."""
-    from segline.comparison.panels import NOTE, draw_panels
+def write_with_panels(path: Path, comparison: Comparison, trust: Sequence[str] = ()) -> None:
+    """Write the page with pictures of the cases where the methods disagree most, where the runs and their data are still there.
 
+    Args:
+        path: Of the file.
+        comparison: What it shows.
+        trust: Packages besides segline's own whose networks the runs may have.
+    """
+    write(path, comparison)  # it is there whatever becomes of the pictures
     try:
-        panels = draw_panels(comparison)
-    except (ValueError, OSError) as error:
-        print(f"without pictures: {error}", file=sys.stderr)
-        panels = []
-    write(path, comparison, panels, NOTE)
+        from segline.comparison.panels import NOTE, draw_panels
+
+        panels = draw_panels(comparison, trust)
+        note = NOTE if panels else ""
+    except Exception as error:  # networks and data of any kind fail in any way, which the page can say
+        panels, note = [], f"Without pictures: {error or type(error).__name__}"
+        print(f"without pictures: {error or type(error).__name__}", file=sys.stderr)
+    write(path, comparison, panels, note)
 
 
 def write(path: Path, comparison: Comparison, panels: Sequence[Mapping[str, Any]] = (), panels_note: str = "") -> None:
@@ -51,7 +59,7 @@ def write(path: Path, comparison: Comparison, panels: Sequence[Mapping[str, Any]
         path: Of the file.
         comparison: What it shows.
         panels: Of cases: `title`, and `panels` of `name` and `src` each.
-        panels_note: What they show.
+        panels_note: What they show, or why there are none.
     """
     import jinja2
     from plotly.offline import get_plotlyjs

@@ -31,11 +31,15 @@ NOTE = (
 )
 
 
-def draw_panels(comparison: Comparison) -> list[dict[str, Any]]:
+def draw_panels(comparison: Comparison, trust: Sequence[str] = ()) -> list[dict[str, Any]]:
     """Of each case a `title`, and its pictures with `name` and `src`: image, truth, and errors of the best methods.
 
+    Args:
+        comparison: Whose runs predict them.
+        trust: Packages besides segline's own whose networks the runs may have.
+
     Raises:
-        ValueError: A run's data or weights are not there any more.
+        ValueError: A run's data or weights are not there any more, or its network is not trusted.
     """
     methods = comparison.methods[:_METHODS]
     scores = comparison.scores[:_METHODS]
@@ -47,7 +51,7 @@ def draw_panels(comparison: Comparison) -> list[dict[str, Any]]:
         {"title": f"{comparison.names[k]}, {spread[k]:.3f} apart", "panels": []} for k in chosen
     ]
     for row, method in enumerate(methods):
-        shown = dict(_predict(method, comparison.split, [comparison.names[k] for k in chosen]))
+        shown = dict(_predict(method, comparison.split, [comparison.names[k] for k in chosen], trust))
         for k, of_case in zip(chosen, rows, strict=True):
             drawn = shown[comparison.names[k]]
             if row == 0:
@@ -56,19 +60,23 @@ def draw_panels(comparison: Comparison) -> list[dict[str, Any]]:
     return rows
 
 
-def _predict(method: Method, split: str, names: Sequence[str]) -> Iterator[tuple[str, dict[str, NDArray[np.uint8]]]]:
+def _predict(
+    method: Method, split: str, names: Sequence[str], trust: Sequence[str]
+) -> Iterator[tuple[str, dict[str, NDArray[np.uint8]]]]:
     """Pictures of what a method says of some cases, by the first of its runs that has each: of folds each tests others."""
     left = list(names)
     for run in method.runs:
         cases = run.cases(split)
         if own := [name for name in left if cases is not None and name in cases.names]:
-            yield from zip(own, _predict_by(run, split, own), strict=True)
+            yield from zip(own, _predict_by(run, split, own, trust), strict=True)
             left = [name for name in left if name not in own]
 
 
-def _predict_by(run: Run, split: str, names: Sequence[str]) -> Iterator[dict[str, NDArray[np.uint8]]]:
+def _predict_by(
+    run: Run, split: str, names: Sequence[str], trust: Sequence[str]
+) -> Iterator[dict[str, NDArray[np.uint8]]]:
     """Pictures of what a run says of some cases."""
-    predictor, data = _open(run, split)
+    predictor, data = _open(run, split, trust)
     labels = data.labels
     by_name = {case.name: case for case in data.cases[split]}
     if gone := [name for name in names if name not in by_name]:
@@ -83,8 +91,8 @@ def _predict_by(run: Run, split: str, names: Sequence[str]) -> Iterator[dict[str
         yield {"rgb": rgb, "truth": truth, "error": pictures.error_map(shown["mask"], pred, labels)}
 
 
-def _open(run: Run, split: str) -> tuple[Predictor, SegmentationDataModule]:
-    settings = Settings(str(run.folder))
+def _open(run: Run, split: str, trust: Sequence[str]) -> tuple[Predictor, SegmentationDataModule]:
+    settings = Settings(str(run.folder), trust=trust)
     config = compose([f"checkpoint={in_quotes(str(run.folder))}", f"split={split}"], "eval", str(run.folder))
     paths, _, data, _ = open_all(config, OWN, settings)
     return Predictor(paths, settings), data
