@@ -52,7 +52,8 @@ def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def run(run_dir: Path, root: Path, *overrides: str) -> dict[str, Any]:
     config = OmegaConf.to_container(compose([*TINY, f"data.root={root}", *overrides]), resolve=True)
     run_dir.mkdir(exist_ok=True)
-    names = {"name": run_dir.name, "choices": {"data": "biomedical", "model": "unet", "loss": "dice_ce"}}
+    chosen = dict(override.split("=", 1) for override in overrides if override.startswith(("data=", "model=", "loss=")))
+    names = {"name": run_dir.name, "choices": {"data": "biomedical", "model": "unet", "loss": "dice_ce", **chosen}}
     OmegaConf.save(OmegaConf.create({"run": names, **config}), run_dir / "config.yaml")  # type: ignore[dict-item]
     job.run(run_dir / "config.yaml")
     return read(run_dir / RESUME)
@@ -300,7 +301,7 @@ def test_classes_are_not_balanced_twice(tmp_path: Path, few_scenes: Path, twice:
 
 def test_a_loss_without_weights_of_pixels_is_refused_beside_a_weight_map(tmp_path: Path, few_scenes: Path) -> None:
     with pytest.raises(
-        ValueError, match="loss=dice_ce takes no weights of pixels; set loss=dice_ce, or data/weight_map=null"
+        ValueError, match="loss=smp takes no weights of pixels; set loss=dice_ce, or data/weight_map=null"
     ):
         run(tmp_path / "run", few_scenes, "data/weight_map=border", "loss=smp")
 
