@@ -77,9 +77,23 @@ def test_low_precision_logits_are_computed_in_float32(file: Path, scheme: str, a
     logits, mask, weight = sample(scheme, 2, size=(16, 16))
     low, loss = logits.bfloat16(), make(file)
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        value = loss(low, mask, weights(file, weight))
+        value, gradient = value_and_gradient(loss, low, mask, weights(file, weight))
+    same, precise = value_and_gradient(loss, low.float(), mask, weights(file, weight))
     assert value.dtype == torch.float32
-    assert value == loss(low.float(), mask, weights(file, weight))
+    assert value == same
+    torch.testing.assert_close(gradient, precise.bfloat16())
+
+
+@pytest.mark.parametrize("name", ["ce", "bce"])
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_cross_entropy_pulls_as_hard_as_a_network_is_wrong(name: str, share: float) -> None:
+    """Its gradient is (p - t) / N, however sure the network."""
+    logits, mask, _ = sample("exclusive" if name == "ce" else "overlapping", 3, ignored=0.0)
+    logits = logits + share * 100 * logits.sign()
+    probs = logits.softmax(1) if name == "ce" else logits.sigmoid()
+    truth = torch.nn.functional.one_hot(mask, NUM_CLASSES).movedim(-1, 1) if name == "ce" else mask
+    _, gradient = value_and_gradient(make(name), logits, mask)
+    torch.testing.assert_close(gradient, (probs - truth) / mask.numel())
 
 
 @every_loss

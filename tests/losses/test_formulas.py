@@ -29,7 +29,7 @@ from segline.losses.overlap import (
 )
 from segline.losses.skeleton import ClDiceLoss
 
-#: Probability, 0/1 truth and weight of the pixels of a class that count.
+#: Log-odds, 0/1 truth and weight of the pixels of a class that count. Of log-odds no logarithm loses digits, however sure a network is.
 Picked = tuple[Tensor, Tensor, Tensor]
 
 
@@ -38,15 +38,22 @@ def is_exclusive(logits: Tensor, mask: Tensor) -> bool:
 
 
 def planes(logits: Tensor, mask: Tensor) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
-    """Of each class: number, probability, 0/1 truth and validity, each `[B, *S]`."""
-    probs = logits.softmax(1) if is_exclusive(logits, mask) else logits.sigmoid()
+    """Of each class: number, log-odds, 0/1 truth and validity, each `[B, *S]`."""
     for k in range(logits.shape[1]):
-        of_class = mask == k if is_exclusive(logits, mask) else mask[:, k] == 1
-        yield k, probs[:, k], of_class.double(), (mask if is_exclusive(logits, mask) else mask[:, k]) != IGNORE_INDEX
+        if is_exclusive(logits, mask):
+            others = [j for j in range(logits.shape[1]) if j != k]
+            yield k, logits[:, k] - logits[:, others].logsumexp(1), (mask == k).double(), mask != IGNORE_INDEX
+        else:
+            yield k, logits[:, k], (mask[:, k] == 1).double(), mask[:, k] != IGNORE_INDEX
 
 
 def picked(logits: Tensor, mask: Tensor, weight: Tensor) -> list[Picked]:
-    return [(p[valid], t[valid], weight[valid]) for _, p, t, valid in planes(logits, mask)]
+    return [(odds[valid], t[valid], weight[valid]) for _, odds, t, valid in planes(logits, mask)]
+
+
+def log_right(odds: Tensor, t: Tensor) -> Tensor:
+    """Logarithm of the probability that is given to the truth."""
+    return -torch.where(t == 1, -odds, odds).exp().log1p()
 
 
 def class_weights(loss: Loss) -> list[float]:
@@ -54,8 +61,8 @@ def class_weights(loss: Loss) -> list[float]:
 
 
 def mean(parts: list[tuple[float, Tensor]]) -> Tensor:
-    """Weighted mean of values, given as (weight, value)."""
-    return sum((w * v for w, v in parts), torch.zeros(())) / sum(w for w, _ in parts)
+    """Weighted mean of values, given as (weight, value); 0 where nothing counts."""
+    return sum((w * v for w, v in parts), torch.zeros(())) / (sum(w for w, _ in parts) or 1.0)
 
 
 # Means over pixels
@@ -64,10 +71,10 @@ def mean(parts: list[tuple[float, Tensor]]) -> Tensor:
 def entropy(loss: Loss, logits: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
     gamma, exclusive = getattr(loss, "gamma", 0.0), is_exclusive(logits, mask)
     total, weights = torch.zeros(()), torch.zeros(())
-    for (p, t, w), of_class in zip(picked(logits, mask, weight), class_weights(loss), strict=True):
-        truth = p if exclusive else torch.where(t == 1, p, 1 - p)
+    for (odds, t, w), of_class in zip(picked(logits, mask, weight), class_weights(loss), strict=True):
+        right = log_right(odds, t)
         counts = of_class * w * (t if exclusive else 1)
-        total = total + (counts * (1 - truth) ** gamma * -truth.log()).sum()
+        total = total + (counts * (1 - right.exp()) ** gamma * -right).sum()
         weights = weights + counts.sum()
     return total / weights
 
@@ -90,17 +97,14 @@ def hardest(loss: TopKLoss, logits: Tensor, mask: Tensor, weight: Tensor) -> Ten
     samples = []
     for one in zip(logits, mask, weight, strict=True):
         pixels = []
-        for (p, t, w), of_class in zip(picked(*(v[None] for v in one)), class_weights(loss), strict=True):
+        for (odds, t, w), of_class in zip(picked(*(v[None] for v in one)), class_weights(loss), strict=True):
+            entropies = -log_right(odds, t)
             if is_exclusive(logits, mask):
-                p, w = p[t == 1], w[t == 1]
-            else:
-                p = torch.where(t == 1, p, 1 - p)
-            pixels += [(float(of_class * wi), pi) for pi, wi in zip(p, w, strict=True)]
-        pixels.sort(key=lambda pixel: pixel[1].item())
+                entropies, w = entropies[t == 1], w[t == 1]
+            pixels += [(float(of_class * wi), e) for e, wi in zip(entropies, w, strict=True)]
+        pixels.sort(key=lambda pixel: -pixel[1].item())
         kept = math.ceil(loss.fraction * len(pixels))
-        samples.append(
-            mean([(w, -p.log()) for n, (w, p) in enumerate(pixels) if n < kept or p.item() < math.exp(-loss.bar)])
-        )
+        samples.append(mean([(w, e) for n, (w, e) in enumerate(pixels) if n < kept or e.item() > loss.bar]))
     return torch.stack(samples).mean()
 
 
@@ -113,7 +117,8 @@ def weighted_mean(
 ) -> Tensor:
     """Mean over pixels and classes of a function of probability, truth and validity of one sample and class, `[*S]` each."""
     values, weights = [], []
-    for k, p, t, valid in planes(logits, mask):
+    for k, odds, t, valid in planes(logits, mask):
+        p = odds.sigmoid()
         for b in range(len(p)):
             values.append((class_weights(loss)[k] * weight[b] * of(p[b], t[b], valid[b]))[valid[b]].sum())
             weights.append((class_weights(loss)[k] * weight[b])[valid[b]].sum())
@@ -133,7 +138,8 @@ def cases(loss: Any, logits: Tensor, mask: Tensor, weight: Tensor) -> list[list[
 def overlap(loss: OverlapLoss, logits: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
     parts = []
     for case in cases(loss, logits, mask, weight):
-        for (p, t, w), of_class in zip(case, class_weights(loss), strict=True):
+        for (odds, t, w), of_class in zip(case, class_weights(loss), strict=True):
+            p = odds.sigmoid()
             hit, false, missed = (w * p * t).sum(), (w * p * (1 - t)).sum(), (w * (1 - p) * t).sum()
             match loss:
                 case DiceLoss(squared=True):
@@ -154,11 +160,12 @@ def generalized_dice(loss: GeneralizedDiceLoss, logits: Tensor, mask: Tensor, we
     parts = []
     for case in cases(loss, logits, mask, weight):
         top, bottom = torch.zeros(()), torch.zeros(())
-        for (p, t, w), of_class in zip(case, class_weights(loss), strict=True):
+        for (odds, t, w), of_class in zip(case, class_weights(loss), strict=True):
             if t.any():
+                p = odds.sigmoid()
                 share = of_class / (w * t).sum() ** 2
                 top, bottom = top + share * (w * p * t).sum(), bottom + share * (w * (p + t)).sum()
-        parts.append((1.0, 1 - 2 * top / bottom))
+        parts += [(1.0, 1 - 2 * top / bottom)] if bottom else []
     return mean(parts)
 
 
@@ -166,9 +173,9 @@ def lovasz(loss: LovaszLoss, logits: Tensor, mask: Tensor, weight: Tensor) -> Te
     exclusive, samples = is_exclusive(logits, mask), []
     for one in zip(logits, mask, weight, strict=True):
         parts = []
-        for (p, t, w), of_class in zip(picked(*(v[None] for v in one)), class_weights(loss), strict=True):
-            margins = torch.where(t == 1, p.logit(), -p.logit())
-            errors = (t - p).abs() if exclusive else (1 - margins).clamp_min(0)
+        for (odds, t, w), of_class in zip(picked(*(v[None] for v in one)), class_weights(loss), strict=True):
+            margins = torch.where(t == 1, odds, -odds)
+            errors = (t - odds.sigmoid()).abs() if exclusive else (1 - margins).clamp_min(0)
             value, wrong, before = torch.zeros(()), torch.zeros_like(t, dtype=torch.bool), 0.0
             for i in errors.detach().argsort(descending=True).tolist():
                 wrong[i] = True
@@ -234,8 +241,8 @@ def skeleton(values: Tensor, iterations: int) -> Tensor:
 
 def cldice(loss: ClDiceLoss, logits: Tensor, mask: Tensor, weight: Tensor) -> Tensor:
     parts = []
-    for k, p, t, valid in planes(logits, mask):
-        p, t = p * valid, t * valid
+    for k, odds, t, valid in planes(logits, mask):
+        p, t = odds.sigmoid() * valid, t * valid
         bones = [torch.stack([skeleton(one, loss.iterations) for one in v])[valid] for v in (p, t)]
         p, t, w = p[valid], t[valid], weight[valid]
         precision = ((w * bones[0] * t).sum() + loss.smooth) / ((w * bones[0]).sum() + loss.smooth)
@@ -303,20 +310,13 @@ CASES = [
 def test_value_and_gradient_equal_the_formula_in_float64(
     file: Path, scheme: str, more: dict[str, Any], weights: list[float] | None, size: tuple[int, ...]
 ) -> None:
-    loss = make(file, class_weights=weights, **more)
     logits, mask, weight = sample(scheme, 0, size)
-    precise = logits.double().requires_grad_()
-    expected = FORMULAS[type(loss)](loss, precise, mask, weight.double())
-    expected.backward()
-    value, gradient = value_and_gradient(loss, logits, mask, weight)
-    torch.testing.assert_close(value, expected.detach().float(), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(gradient, precise.grad.float(), rtol=1e-4, atol=1e-6)
+    assert_is_its_formula(make(file, class_weights=weights, **more), logits, mask, weight)
 
 
 @pytest.mark.parametrize("absent", [0, 2])
 @pytest.mark.parametrize(("file", "scheme", "more"), CASES)
 def test_so_they_do_where_a_class_is_absent(file: Path, scheme: str, more: dict[str, Any], absent: int) -> None:
-    loss = make(file, **more)
     logits, mask, weight = sample(scheme, 1, (4, 5))
     if scheme == "exclusive":
         mask[0][mask[0] == absent] = (absent + 1) % NUM_CLASSES
@@ -324,9 +324,39 @@ def test_so_they_do_where_a_class_is_absent(file: Path, scheme: str, more: dict[
     else:
         mask[:, absent] *= mask[:, absent] == IGNORE_INDEX
         mask[0, (absent + 1) % NUM_CLASSES] = 1
+    assert_is_its_formula(make(file, **more), logits, mask, weight)
+
+
+@pytest.mark.parametrize("sure", [False, True])
+@pytest.mark.parametrize(("file", "scheme", "more"), CASES)
+def test_so_they_do_of_empty_masks(file: Path, scheme: str, more: dict[str, Any], sure: bool) -> None:
+    logits, mask, weight = sample(scheme, 2, (4, 5))
+    mask[mask != IGNORE_INDEX] = 0
+    assert_is_its_formula(make(file, **more), surely(logits, 0.5) if sure else logits, mask, weight)
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize(("file", "scheme", "more"), CASES)
+def test_so_they_do_where_the_network_is_sure_and_often_wrong(
+    file: Path, scheme: str, more: dict[str, Any], share: float
+) -> None:
+    # More is wrong than any keeps as the hardest: what is surely right is equally easy in float32.
+    logits, mask, weight = sample(scheme, 5, (4, 5))
+    assert_is_its_formula(make(file, **more), surely(logits, share), mask, weight)
+
+
+def surely(logits: Tensor, share: float) -> Tensor:
+    """Logits of which a share of the pixels has about 100 or -100: not quite, as of what is equally hard any may be kept."""
+    chosen = torch.rand(len(logits), 1, *logits.shape[2:], generator=torch.Generator().manual_seed(0)) < share
+    return torch.where(chosen, logits + 100 * logits.sign(), logits)
+
+
+def assert_is_its_formula(loss: Loss, logits: Tensor, mask: Tensor, weight: Tensor) -> None:
+    """Value and gradient."""
     precise = logits.double().requires_grad_()
-    expected = FORMULAS[type(loss)](loss, precise, mask, weight.double())
+    expected = FORMULAS[type(loss)](loss, precise, mask, weight.double()) + 0 * precise.sum()
     expected.backward()
+    assert precise.grad is not None
     value, gradient = value_and_gradient(loss, logits, mask, weight)
     torch.testing.assert_close(value, expected.detach().float(), rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(gradient, precise.grad.float(), rtol=1e-4, atol=1e-6)
