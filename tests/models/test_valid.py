@@ -50,27 +50,53 @@ def test_every_level_has_the_size_of_the_papers_figure(
     assert logits.shape == (1, 2, *sizes[-1])
 
 
-def test_a_small_unet_equals_its_definition() -> None:
-    network = small(2)
-    weights = dict(network.named_parameters())
+@pytest.mark.parametrize(("dims", "size", "out"), [(2, (44, 60), (4, 20)), (3, (44, 44, 60), (4, 4, 20))])
+def test_a_small_one_equals_its_definition(dims: int, size: tuple[int, ...], out: tuple[int, ...]) -> None:
+    network = small(dims)
+    for module in network.modules():  # statistics as after training
+        if isinstance(module, nn.BatchNorm3d):
+            for values in (module.running_mean, module.running_var, module.weight, module.bias):
+                assert values is not None
+                nn.init.uniform_(values, 0.5, 2.0)
+    weights = network.state_dict()
+    conv, pool, transposed = {
+        2: (F.conv2d, F.max_pool2d, F.conv_transpose2d),
+        3: (F.conv3d, F.max_pool3d, F.conv_transpose3d),
+    }[dims]
+
+    def along(values: Tensor) -> Tensor:
+        return values.view(-1, *[1] * dims)
 
     def twice(x: Tensor, block: str) -> Tensor:
-        for conv in (0, 2):
-            x = F.conv2d(x, weights[f"{block}.{conv}.weight"], weights[f"{block}.{conv}.bias"]).clamp_min(0)
+        for place in (0, 2) if dims == 2 else (0, 3):
+            x = conv(x, weights[f"{block}.{place}.weight"], weights[f"{block}.{place}.bias"])
+            if dims == 3:
+                mean, var, scale, shift = (
+                    along(weights[f"{block}.{place + 1}.{name}"])
+                    for name in ("running_mean", "running_var", "weight", "bias")
+                )
+                x = (x - mean) / (var + 1e-5).sqrt() * scale + shift
+            x = x.clamp_min(0)
         return x
 
     def doubled(x: Tensor, level: int) -> Tensor:
-        return F.conv_transpose2d(x, weights[f"up.{level}.weight"], weights[f"up.{level}.bias"], stride=2)
+        return transposed(x, weights[f"up.{level}.weight"], weights.get(f"up.{level}.bias"), stride=2)
 
-    image = torch.randn(1, 1, 44, 60)
+    def inside(x: Tensor, border: int) -> Tensor:
+        return x[(..., *[slice(border, -border)] * dims)]
+
+    image = torch.randn(1, 1, *size)
     first = twice(image, "down.0")
-    second = twice(F.max_pool2d(first, 2), "down.1")
-    third = twice(F.max_pool2d(second, 2), "down.2")
-    up = twice(torch.cat([second[..., 4:-4, 4:-4], doubled(third, 1)], 1), "merge.1")
-    up = twice(torch.cat([first[..., 16:-16, 16:-16], doubled(up, 0)], 1), "merge.0")
-    expected = F.conv2d(up, weights["head.weight"], weights["head.bias"])
-    assert expected.shape[2:] == (4, 20)
-    torch.testing.assert_close(network.valid(image), expected)
+    second = twice(pool(first, 2), "down.1")
+    third = twice(pool(second, 2), "down.2")
+    # 2D: widths 4, 6, 8, of both convolutions; 3D: the first one has half of the width, which doubles before pooling.
+    assert [len(weights[f"down.{k}.0.weight"]) for k in range(3)] == ([4, 6, 8] if dims == 2 else [2, 3, 4])
+    assert [x.shape[1] for x in (first, second, third)] == [4, 6, 8]
+    up = twice(torch.cat([inside(second, 4), doubled(third, 1)], 1), "merge.1")
+    up = twice(torch.cat([inside(first, 16), doubled(up, 0)], 1), "merge.0")
+    expected = conv(up, weights["head.weight"], weights["head.bias"])
+    assert expected.shape[2:] == out
+    torch.testing.assert_close(network.valid(image), expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 5), (3, 40), (16, 17)])
