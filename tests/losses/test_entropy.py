@@ -34,6 +34,17 @@ def test_focal_without_focus_is_cross_entropy() -> None:
     torch.testing.assert_close(FocalLoss(gamma=0.0)(logits, mask, weight), CrossEntropyLoss()(logits, mask, weight))
 
 
+def test_alpha_balances_where_a_class_is_against_where_it_is_not() -> None:
+    logits, mask = torch.zeros(1, 1, 2), torch.tensor([[[1, 0]]], dtype=torch.uint8)
+    plain = FocalLoss()(logits, mask)
+    torch.testing.assert_close(FocalLoss(alpha=0.25)(logits, mask), plain / 2)
+    torch.testing.assert_close(FocalLoss(alpha=0.25)(logits[..., :1], mask[..., :1]), plain / 4)
+    with pytest.raises(
+        ValueError, match=r"labels are exclusive; set loss\.alpha=null and balance them by class_weights"
+    ):
+        FocalLoss(alpha=0.25)(*sample("exclusive", 0)[:2])
+
+
 def test_the_hardest_pixels_of_each_sample_are_kept_not_those_of_the_batch() -> None:
     logits, mask, weight = sample("exclusive", 0, (8, 8))
     logits[1] *= 20  # harder, all of it
@@ -61,6 +72,7 @@ def test_shares_and_probabilities_that_are_none_are_refused(fraction: float, thr
     ("name", "arguments", "said"),
     [
         ("focal", {"gamma": -1.0}, "loss.gamma is -1.0; expected 0"),
+        ("focal", {"alpha": 1.5}, "loss.alpha is 1.5; expected a share from 0 to 1"),
         ("focal_tversky", {"gamma": 0.0}, "loss.gamma is 0.0; expected a number above 0"),
         ("cldice", {"iterations": -1}, "loss.iterations is -1; expected 0 or more"),
     ],

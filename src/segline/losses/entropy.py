@@ -59,6 +59,12 @@ class CrossEntropyLoss(Loss):
 class BCELoss(Loss):
     """Sigmoid cross-entropy of each class, averaged over pixels and classes that count.
 
+        sum_ik w_ik (-t_ik log p_ik - (1 - t_ik) log(1 - p_ik)) / sum_ik w_ik,   p = sigmoid(logits)
+
+    Reference:
+        Cox, The Regression Analysis of Binary Sequences, Journal of the Royal Statistical Society B 20, 1958.
+        https://doi.org/10.1111/j.2517-6161.1958.tb00292.x
+
     >>> round(BCELoss()(torch.tensor([[[0.0]]]), torch.tensor([[[1]]], dtype=torch.uint8)).item(), 4)
     0.6931
     """
@@ -73,34 +79,49 @@ class BCELoss(Loss):
 class FocalLoss(Loss):
     """Cross-entropy that looks away from pixels that are right already: softmax for exclusive labels, sigmoids for overlapping ones.
 
-        mean of (1 - p)^gamma (-log p), p the probability of the truth
+        mean of a (1 - p)^gamma (-log p), p the probability of the truth, a its balance: 1, or alpha and 1 - alpha
 
     Args:
-        class_weights: Of each class; only their ratios count, as the mean is a weighted one, so that they are the paper's alpha but for a
-            factor.
+        class_weights: Of each class; only their ratios count, as the mean is a weighted one. For exclusive labels they are the paper's
+            alpha but for a factor.
         gamma: How fast right pixels fade, 0 or more; 0 is cross-entropy.
+        alpha: Overlapping labels only: where a class is, the loss is multiplied by it, elsewhere by 1 - alpha (the paper: 0.25); the
+            mean is not divided by that. None multiplies by nothing.
 
     Raises:
-        ValueError: A negative gamma, by which right pixels would count most.
+        ValueError: A negative gamma, by which right pixels would count most, no share as alpha, or one for exclusive labels.
 
     Reference:
-        Lin et al., Focal Loss, ICCV 2017. https://arxiv.org/abs/1708.02002
+        Lin et al., Focal Loss, ICCV 2017. https://arxiv.org/abs/1708.02002. Departure: a mean over all pixels, where the paper divides
+        by the number of objects.
 
     >>> round(FocalLoss(gamma=2.0)(torch.tensor([[[0.0], [0.0]]]), torch.tensor([[1]])).item(), 4)  # 0.25 * 0.6931
     0.1733
+    >>> round(FocalLoss(alpha=0.25)(torch.tensor([[[0.0]]]), torch.tensor([[[1]]], dtype=torch.uint8)).item(), 4)  # a quarter of it
+    0.0433
     """
 
-    def __init__(self, class_weights: Sequence[float] | None = None, gamma: float = 2.0) -> None:
+    def __init__(
+        self, class_weights: Sequence[float] | None = None, gamma: float = 2.0, alpha: float | None = None
+    ) -> None:
         super().__init__(class_weights)
         if gamma < 0:
             raise ValueError(f"loss.gamma is {gamma}; expected 0 (cross-entropy) or more, such as 2")
-        self.gamma = gamma
+        if alpha is not None and not 0 <= alpha <= 1:
+            raise ValueError(f"loss.alpha is {alpha}; expected a share from 0 to 1, such as 0.25, or null")
+        self.gamma, self.alpha = gamma, alpha
 
     def compute(self, logits: Tensor, mask: Tensor, weight: Tensor | None) -> Tensor:
         """The loss of float32 logits."""
         entropy = _entropy(logits, mask)
         # -expm1(-e) is 1 - p without the cancellation where p is nearly 1.
         wrong = (-torch.expm1(-entropy)).clamp_min(1e-12)
+        if self.alpha is not None:
+            if mask.ndim < logits.ndim:
+                raise ValueError(
+                    f"loss.alpha is {self.alpha}, but labels are exclusive; set loss.alpha=null and balance them by class_weights"
+                )
+            entropy = entropy * torch.where(mask == 1, self.alpha, 1 - self.alpha)
         return self.mean(wrong**self.gamma * entropy, self.of_pixels(logits, mask, weight))
 
 
@@ -161,6 +182,12 @@ class TopKLoss(Loss):
 
 class MSELoss(Loss):
     """Mean squared difference between probabilities and 0/1 truth, over pixels and classes that count (the Brier score over K).
+
+        sum_ik w_ik (p_ik - t_ik)^2 / sum_ik w_ik
+
+    Reference:
+        Brier, Verification of Forecasts Expressed in Terms of Probability, Monthly Weather Review 78, 1950.
+        https://doi.org/10.1175/1520-0493(1950)078<0001:VOFEIT>2.0.CO;2
 
     >>> MSELoss()(torch.tensor([[[0.0], [0.0]]]), torch.tensor([[1]])).item()
     0.25
