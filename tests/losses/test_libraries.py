@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -55,6 +56,9 @@ def test_monai_sums(size: tuple[int, ...]) -> None:
     logits, mask, _ = sample("exclusive", 4, size, ignored=0.0)
     theirs = monai.DiceCELoss(**SOFTMAX, **SMOOTH, batch=True)
     assert_same(make("dice_ce"), with_channel(theirs), logits, mask)
+    regions, sets, _ = sample("overlapping", 4, size, ignored=0.0)
+    theirs = monai.DiceFocalLoss(sigmoid=True, **SMOOTH, batch=True)  # of softmax its focal part is of sigmoids still
+    assert_same(make("dice_focal"), lambda z, m: theirs(z, m.float()), regions, sets)
     theirs = monai.FocalLoss(gamma=2.0, use_softmax=True, to_onehot_y=True, reduction="none")
     assert_same(make("focal"), lambda z, m: theirs(z, m[:, None]).sum(1).mean(), logits, mask)
 
@@ -81,6 +85,9 @@ def test_monai_skeletons(size: tuple[int, ...], iterations: int) -> None:
     theirs = monai.SoftclDiceLoss(iterations, sigmoid=True, smooth=1e-12)
     one = logits[:1, :1], mask[:1, :1]  # it sums over classes, and ours over the batch
     assert_same(make("cldice", iterations=iterations), lambda z, m: theirs(z, m.float()), *one)
+    both = monai.SoftDiceclDiceLoss(iterations, alpha=0.5, sigmoid=True, smooth=1e-12, **SMOOTH)
+    ours = make("dice_cldice", losses={"cldice": {"iterations": iterations}})
+    assert_same(ours, lambda z, m: both(z, m.float()), *one)
 
 
 def test_smp(size: tuple[int, ...]) -> None:
@@ -98,7 +105,18 @@ def test_smp(size: tuple[int, ...]) -> None:
         assert_same(make("jaccard"), smp.JaccardLoss(**plain), *case)
         assert_same(make("tversky"), smp.TverskyLoss(**plain, alpha=0.3, beta=0.7), *case)
         if scheme == "exclusive":
+            theirs = smp.SoftCrossEntropyLoss(
+                smooth_factor=0.2, ignore_index=None
+            )  # which divides by ignored pixels, too
+            full = mask.where(mask != IGNORE_INDEX, 0)
+            assert_same(make("ce", label_smoothing=0.2), theirs, logits, full)
             assert_same(make("lovasz"), smp.LovaszLoss(mode, True, IGNORE_INDEX), *case)
+    # Neither of these leaves out ignored pixels of overlapping labels as ours do: one divides by them, the other takes none.
+    full = sets.where(sets != IGNORE_INDEX, 0)
+    theirs = smp.FocalLoss("multilabel", gamma=2.0)
+    assert_same(make("focal"), lambda z, m: theirs(z, m.float()), regions, full)
+    theirs = smp.SoftBCEWithLogitsLoss(ignore_index=None)
+    assert_same(make("bce"), lambda z, m: theirs(z, m.float()), regions, full)
     one = regions[:, :1], sets[:, :1]  # SMP's power is of the mean over classes, and its hinge of all classes together
     theirs = smp.TverskyLoss(**plain, alpha=0.3, beta=0.7, gamma=0.75)
     assert_same(make("focal_tversky"), theirs, *one)
@@ -110,7 +128,8 @@ def test_torch_and_torchvision(size: tuple[int, ...]) -> None:
     bce = torch.nn.BCEWithLogitsLoss()
     assert_same(make("bce"), lambda z, m: bce(z, m.float()), regions, sets)
 
-    def focal(logits: Tensor, mask: Tensor) -> Tensor:
-        return torchvision.ops.sigmoid_focal_loss(logits, mask.float(), alpha=-1, gamma=2.0, reduction="mean")
+    def focal(logits: Tensor, mask: Tensor, alpha: float) -> Tensor:
+        return torchvision.ops.sigmoid_focal_loss(logits, mask.float(), alpha=alpha, gamma=2.0, reduction="mean")
 
-    assert_same(make("focal"), focal, regions, sets)
+    assert_same(make("focal"), partial(focal, alpha=-1), regions, sets)  # none
+    assert_same(make("focal", alpha=0.25), partial(focal, alpha=0.25), regions, sets)
