@@ -36,9 +36,10 @@ class BorderWeights:
         ValueError: A weight below 0, no positive sigma, or an unknown class; when called, labels that name no background.
 
     Reference:
-        Ronneberger et al., U-Net, MICCAI 2015, equation 2. https://arxiv.org/abs/1505.04597. Departures: the map is of the augmented
-        window, so that objects beyond it are unknown, and objects that touch stay as they are, where the paper cuts them apart. Its
-        formula of w_c is not given; here it is that of `class_weights=true`, and 1 for overlapping labels.
+        Ronneberger et al., U-Net, MICCAI 2015, equation 2. https://arxiv.org/abs/1505.04597. Departures: the w0 term is of the
+        background only, where equation 2 is of every pixel; the map is of the augmented window, so that objects beyond it are
+        unknown; and objects that touch stay as they are, where the paper cuts them apart. Its formula of w_c is not given; here it
+        is that of `class_weights=true`, and 1 for overlapping labels.
     """
 
     def __init__(self, w0: float = 10.0, sigma: float = 5.0, objects: Sequence[str] | None = None) -> None:

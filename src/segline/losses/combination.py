@@ -71,6 +71,8 @@ class WeightedSum(Loss):
 class DiceCELoss(Loss):
     """Dice plus cross-entropy: of softmax for exclusive labels, of sigmoids for overlapping ones.
 
+        cross-entropy + dice_weight (1 - mean over classes of the soft Dice coefficient)
+
     Args:
         class_weights: Weight of each class in both parts.
         smooth: As in `DiceLoss`.
@@ -78,7 +80,7 @@ class DiceCELoss(Loss):
 
     Reference:
         Isensee et al., nnU-Net, Nature Methods 2021. https://doi.org/10.1038/s41592-020-01008-z
-        Departures, as in `DiceLoss`: the background counts, too, smooth is a pixel, and classes that do not occur are left out.
+        Departures, as of all `OverlapLoss`: the background counts, too, smooth is a pixel, and classes that do not occur are left out.
 
     >>> loss = DiceCELoss(smooth=0.0)(torch.zeros(1, 2, 1), torch.zeros(1, 1, dtype=torch.long))
     >>> round(loss.item(), 4)  # 0.6931 + 1 - 2 * 0.5 / 1.5

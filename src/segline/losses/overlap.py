@@ -19,6 +19,10 @@ class OverlapLoss(Loss):
     So a batch without a class (with `per_case`, a sample) says nothing of it, and what is invented there costs nothing: of overlapping
     labels that are rare, add a loss of pixels, as `loss=dice_ce` does.
 
+    Departures from most of the papers: classes that do not occur are left out; sums are over the batch unless `per_case`; the
+    background of exclusive labels counts as any class, unless class_weights say otherwise; p and t are not squared, unless
+    `DiceLoss` is told to.
+
     Args:
         class_weights: Weight of each class in the mean.
         smooth: Added to numerator and denominator, in pixels (voxels); keeps tiny objects from steering the batch.

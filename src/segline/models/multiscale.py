@@ -15,7 +15,8 @@ from segline.models.valid import mirror
 class MultiScale(nn.Module):
     """DeepMedic: the same valid 3 x 3 (x 3) convolutions on the image and on averages of its blocks, then on both together 1 x 1 ones.
 
-    Nothing is pooled away on the image's own pathway, and a coarse one looks as many times further as its factor. What goes in is
+    Nothing is pooled away on the image's own pathway, and a coarse one looks as many times further as its factor: with the defaults
+    17 and 51 pixels along each axis (`fields_of_view`). What goes in is
     mirrored as far as the network sees beyond it, so that all of it comes out.
 
     Args:
