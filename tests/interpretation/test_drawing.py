@@ -81,12 +81,14 @@ def test_the_channels_that_vary_most_are_shown_by_their_numbers() -> None:
     assert numbers == ["0", "1", "2", "3", "4", "5", "6", "11"]  # the first of equals besides
 
 
-def test_gates_are_drawn_as_they_are() -> None:
+def test_gates_are_drawn_as_they_are_over_the_image() -> None:
     gates = [feature(1, 3, 5), feature(1, 6, 10, step=2)]
     figure = drawing.attention(Canvas(RGB), gates)
-    drawn = images(figure)[1:3]
-    for picture, gate in zip(drawn, gates, strict=True):
-        np.testing.assert_array_equal(picture.get_array(), gate.values[0])
+    for axis, gate in zip(figure.axes[1:3], gates, strict=True):
+        below, above = axis.images
+        np.testing.assert_array_equal(below.get_array(), Canvas(RGB).grey)
+        np.testing.assert_array_equal(above.get_array(), gate.values[0])
+        assert above.get_alpha() < 1
     rendered(figure)
 
 

@@ -57,6 +57,11 @@ class Canvas:
         """How many times as high as wide it is."""
         return self.rgb.shape[0] / self.rgb.shape[1]
 
+    @property
+    def grey(self) -> NDArray[np.uint8]:
+        """Without its colours, for what is laid over it, `[H, W, 3]`."""
+        return np.repeat(self.rgb.mean(2, keepdims=True), 3, 2).astype(np.uint8)
+
     def frame(self, axis: Axes, title: str = "", place: tuple[int, int, int, int] | None = None) -> None:
         """Let an axis show the image's place, or from top to bottom and from left to right another one.
 
@@ -149,12 +154,13 @@ def features(canvas: Canvas, maps: Sequence[FeatureMap]) -> Figure:
 
 
 def attention(canvas: Canvas, maps: Sequence[FeatureMap]) -> Figure:
-    """What gates let through, of each gate."""
+    """What gates let through, of each gate, over the image."""
     figure, axes = _row(canvas.shape, 1 + len(maps), bar=0.6)
     canvas.show(axes[0], canvas.rgb, canvas.name)
     for axis, one in zip(axes[1:], maps, strict=True):
         values, extent = canvas.of(one)
-        drawn = axis.imshow(values[0], cmap=_SEQUENTIAL, extent=extent, interpolation="nearest")
+        canvas.show(axis, canvas.grey)
+        drawn = axis.imshow(values[0], cmap="inferno", alpha=0.6, extent=extent, interpolation="nearest")
         canvas.frame(axis, f"{one.name}, {_say_size(one)}{_say_step(one)}")
         figure.colorbar(drawn, ax=axis, shrink=0.8, aspect=15, pad=0.02).ax.tick_params(labelsize=7)
     _title(figure, "Attention gates, coarsest first: the share of the skip's features that goes on, 0 to 1")
@@ -174,11 +180,10 @@ def cams(canvas: Canvas, maps: Mapping[int, FeatureMap], mask: NDArray[np.uint8]
     figure, axes = _row(canvas.shape, 2 + len(maps), bar=0.0, legend=0.3)
     canvas.show(axes[0], canvas.rgb, canvas.name)
     canvas.show(axes[1], overlay(canvas.rgb, mask, labels), "prediction")
-    grey = np.repeat(canvas.rgb.mean(2, keepdims=True), 3, 2).astype(np.uint8)
     for axis, (k, one) in zip(axes[2:], maps.items(), strict=True):
         (values, *_), extent = canvas.of(one)
         most = float(one.values.max())
-        canvas.show(axis, grey)
+        canvas.show(axis, canvas.grey)
         drawn = axis.imshow(
             values / (most or 1.0), cmap="inferno", vmin=0, vmax=1, alpha=0.6, extent=extent, interpolation="bilinear"
         )
