@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from segline.costs import count_flops
 from segline.models.unet_plus_plus import UNetPlusPlus
 
 
@@ -71,6 +72,17 @@ def test_a_pruned_one_gives_its_head_and_computes_no_deeper_level(depth: int) ->
     assert len(computed) == len(wanted)
     assert set(computed) == wanted
     assert len(network.train()(image)) == 3  # all are trained all the same
+
+
+def test_pruning_saves_arithmetic() -> None:
+    """As the README says of the default widths: a fifth at depth 1, half at depth 2."""
+
+    def flops(depth: int | None) -> int:
+        with torch.device("meta"):
+            return count_flops(UNetPlusPlus(3, 3, depth=depth).eval(), torch.zeros(1, 3, 64, 64))
+
+    shares = [flops(depth) / flops(None) for depth in (1, 2, 3)]
+    assert shares == pytest.approx([7.0 / 35.0, 17.8 / 35.0, 1.0], abs=0.01)
 
 
 def test_without_heads_the_deepest_answers() -> None:
