@@ -113,7 +113,7 @@ def test_what_is_misspelt_is_said_before_any_point_begins(tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["lr", "architectures", "losses", "augment"])
-def test_ready_made_sweeps_need_their_name_alone(name: str, tmp_path: Path) -> None:
+def test_ready_made_sweeps_have_several_points(name: str, tmp_path: Path) -> None:
     scores = sweep([f"sweep={name}", "data=biomedical", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
     assert len(scores) > 3
 
