@@ -20,6 +20,7 @@ import yaml
 
 from segline import tables
 from segline.config import compose
+from segline.words import has_password
 
 TRAIN = Path(__file__).resolve().parents[1] / "src" / "train.py"
 TINY = [
@@ -384,3 +385,10 @@ def test_a_password_in_an_address_reaches_no_config(tmp_path: Path) -> None:
     assert "logger.mlflow.tracking_uri holds a password" in done.stderr
     assert "planted-secret" not in done.stderr
     assert not list((tmp_path / "run").rglob("config.yaml"))
+
+
+def test_a_short_value_of_the_environment_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As of a switch that is called a token, which must not forbid trainer.devices=1."""
+    monkeypatch.setenv("HF_HUB_DISABLE_IMPLICIT_TOKEN", "1")
+    monkeypatch.setenv("SOME_PASSWORD", "letmein")
+    assert [has_password(text) for text in ("1", "trainer.devices=1", "letmein")] == [False, False, True]

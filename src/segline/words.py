@@ -13,8 +13,8 @@ _NAMED = re.compile(
     (?: (?<!token[=:]) | \s* (?=[^\s,}}]*\d) (?=[^\s,}}]{{12}}) ) .+""",
     re.IGNORECASE | re.VERBOSE | re.DOTALL,
 )
-#: Characters from which on the value of a secret variable is looked for within texts, too.
-_LONG = 9
+#: Characters from which on the value of a variable is a secret: HF_HUB_DISABLE_IMPLICIT_TOKEN=1 is none; and is looked for within texts.
+_SHORT, _LONG = 6, 9
 
 
 def has_password(text: str) -> bool:
@@ -35,7 +35,8 @@ def without_passwords(text: str) -> str:
     ('storage=postgresql://***@host/runs', 'api_key=***')
     """
     for name, value in os.environ.items():
-        if value and re.search(f"{_SECRET}$", name, re.IGNORECASE) and (value == text or len(value) >= _LONG):
+        is_meant = len(value) >= _LONG or (len(value) >= _SHORT and value == text)
+        if is_meant and re.search(f"{_SECRET}$", name, re.IGNORECASE):
             text = text.replace(value, "***")
     return _NAMED.sub(r"\1***", _ADDRESS.sub("***", text))
 
