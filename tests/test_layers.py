@@ -51,7 +51,7 @@ LAYERS = (
         "precision",
         "machine",
     },
-    {"labels", "colors", "raw_values", "commit", "words", "processes", "locks"},
+    {"labels", "colors", "raw_values", "commit", "words", "secrets", "processes", "locks"},
 )
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 

@@ -26,7 +26,7 @@ def locked(path: Path, *, shared: bool = False, seconds: float = 0.0) -> Iterato
         seconds: How long to try.
 
     Raises:
-        ValueError: The file system holds no files for anyone.
+        ValueError: The file system has no locks.
     """
     end = time.monotonic() + seconds
     with path.open("a+") as file:  # to be read, too: NFS lets nobody share what he cannot read
@@ -50,7 +50,7 @@ def _try(file: IO[str], path: Path, shared: bool) -> bool:
             raise
         raise ValueError(
             f"{path.parent} is on a file system without locks ({error.strerror}), by which processes keep out of each other's way; "
-            "set a folder on another one, or have it mounted with locks (Lustre: -o flock)"
+            "use a folder on another one (for temporary files: TMPDIR), or have it mounted with locks (Lustre: -o flock)"
         ) from error
     return True
 

@@ -25,8 +25,8 @@ from segline.data.describe import describe
 from segline.examples import by_tiles, examples
 from segline.machine import peak
 from segline.module import SegmentationModule
+from segline.secrets import without_secrets
 from segline.tables import COSTED, COSTS, SCORES
-from segline.words import without_passwords
 
 #: Picture of the first training samples.
 AUGMENTED = "augmented.png"
@@ -97,7 +97,7 @@ def environment() -> dict[str, Any]:
         "cpu": torch.cpu.get_capabilities().get("cpu_name", platform.processor()),
         "threads": torch.get_num_threads(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "command": [without_passwords(word) for word in sys.argv],
+        "command": [without_secrets(word) for word in sys.argv],
         "git": _git_state(),
     }
 

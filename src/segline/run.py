@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial, wraps
 from pathlib import Path
@@ -19,7 +19,7 @@ from segline.commit import temporary_path
 from segline.config import CONF_DIR, CONFIG, LOCK, as_list, networks, offer_own_data
 from segline.processes import LAUNCHED, launch
 from segline.refusals import Stopped
-from segline.words import has_password, without_passwords
+from segline.secrets import refuse_secrets
 
 __all__ = ["compare_models", "evaluate", "explain", "export", "offer_own_data", "predict", "robustness", "train"]
 
@@ -95,22 +95,26 @@ def _train(config: DictConfig, run_dir: Path, sweep: bool = False) -> None:
     # Under a name of its own: the folder's config is another run's until the job holds the folder.
     path = temporary_path(run_dir / CONFIG)
     try:
-        _refuse_passwords(config, run_dir)
+        _refuse_secrets(config, run_dir)
         resolved = _resolve(
             config,
             {"name": run_dir.name, "choices": chosen, "sweep": run_dir.parent.name if sweep else None, **started},
         )
         run_dir.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(resolved, path)
-        # Launchers by which jobs of one machine run beside each other say how many.
-        beside = sweep and hydra_config.launcher.get("n_jobs", 1) != 1
-        processes = _num_processes(resolved.trainer, beside)
+        processes = _num_processes(resolved.trainer, sweep and _runs_beside(hydra_config.launcher))
         with _own_gpus(resolved.trainer, processes, sweep):
             _start(path, processes, sweep)
     finally:
         path.unlink(missing_ok=True)
         if not chosen_folder:
             _remove_if_unused(run_dir)
+
+
+def _runs_beside(launcher: DictConfig) -> bool:
+    """Whether a launcher trains several jobs of a sweep at once that all see the same GPUs."""
+    at_once = launcher._target_.endswith((".JoblibLauncher", ".LocalLauncher"))
+    return at_once and launcher.get("n_jobs", -1) not in (1, None)
 
 
 def _own_gpus(trainer: DictConfig, processes: int, sweep: bool) -> AbstractContextManager[None]:
@@ -259,43 +263,18 @@ def _resolve(config: DictConfig, run: dict[str, Any]) -> DictConfig:
     return OmegaConf.create({"run": run, **_plain(config)})
 
 
-def _refuse_passwords(config: DictConfig, run_dir: Path) -> None:
-    """A run's config and command lie in its folder, in its checkpoints and in trackers: no place for a password.
-
-    Raises:
-        ValueError: A setting holds one.
-    """
+def _refuse_secrets(config: DictConfig, run_dir: Path) -> None:
+    """Refuse a config or a command with a secret in it, and take back what Hydra has written of it where it was told to."""
     hydra_config = HydraConfig.get()
-    typed = [*hydra_config.overrides.task, *hydra_config.overrides.hydra]
-    for key, value in [*_settings(_plain(config)), *(override.partition("=")[::2] for override in typed)]:
-        if has_password(str(value)) or has_password(f"{key}={value}"):
-            if hydra_config.output_subdir is not None:
-                _remove_hydras_own(run_dir / hydra_config.output_subdir)
-            raise ValueError(
-                f"{without_passwords(key)} holds a password, a key or a token, or what the environment holds by such a name; a run's "
-                "folder would keep it: leave it out, for libraries read theirs from the environment, as WANDB_API_KEY, COMET_API_KEY, "
-                "or MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or from ~/.netrc"
-            )
-
-
-def _settings(config: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Every value with its key; those of a list with the list's."""
-    if isinstance(config, dict):
-        for name, value in config.items():
-            yield from _settings(value, f"{key}.{name}".strip("."))
-    elif isinstance(config, list):
-        for value in config:
-            yield from _settings(value, key)
-    elif config is not None and not isinstance(config, bool):
-        yield key, config
-
-
-def _remove_hydras_own(folder: Path) -> None:
-    """Remove what Hydra writes before it starts a job, where it is told to."""
-    for name in ("config.yaml", "hydra.yaml", "overrides.yaml"):
-        (folder / name).unlink(missing_ok=True)
-    with suppress(OSError):
-        folder.rmdir()
+    try:
+        refuse_secrets(_plain(config), [*hydra_config.overrides.task, *hydra_config.overrides.hydra])
+    except ValueError:
+        if hydra_config.output_subdir is not None:
+            for name in ("config.yaml", "hydra.yaml", "overrides.yaml"):
+                (run_dir / hydra_config.output_subdir / name).unlink(missing_ok=True)
+            with suppress(OSError):
+                (run_dir / hydra_config.output_subdir).rmdir()
+        raise
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

@@ -88,4 +88,4 @@ def test_whatever_fails_in_a_picture_the_page_is_there_and_says_so(
     monkeypatch.setattr(drawing, "open_all", fail)
     main([str(tmp_path / "runs"), f"output={tmp_path / 'page.html'}", "trust=[my_package,other]"])
     assert asked == [["my_package", "other"]]
-    assert "Without pictures: out of &lt;memory&gt;" in (tmp_path / "page.html").read_text()
+    assert "Without pictures: RuntimeError: out of &lt;memory&gt;" in (tmp_path / "page.html").read_text()

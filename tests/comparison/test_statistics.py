@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 
-from segline.comparison.statistics import compare, group_means, holm, intervals, least_groups, sign_flips
-from segline.metrics.bootstrap import interval
+from segline.comparison.statistics import compare, group_means, holm, least_groups, sign_flips
+from segline.metrics.bootstrap import interval, intervals
 
 RNG = np.random.default_rng
 

@@ -6,9 +6,11 @@ from uuid import uuid4
 
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from segline.run import _num_processes, _own_gpus
+from segline.config import CONF_DIR
+from segline.run import _num_processes, _own_gpus, _runs_beside
 from segline.sweep.gpus import GPU, own_gpus, shown_to_processes
 
 
@@ -81,6 +83,22 @@ def test_jobs_beside_each_other_do_not_take_all_gpus_each(monkeypatch: pytest.Mo
         _num_processes(trainer, beside=True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert _num_processes(trainer, beside=True) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "beside"),
+    [
+        ("joblib", [], True),
+        ("joblib", ["hydra.launcher.n_jobs=1"], False),
+        ("submitit_local", [], True),
+        ("basic", [], False),
+        ("slurm", [], False),
+    ],
+)
+def test_jobs_of_launchers_for_one_machine_run_beside_each_other(name: str, settings: list[str], beside: bool) -> None:
+    with initialize_config_dir(str(CONF_DIR), version_base="1.3"):
+        config = compose("train", [f"hydra/launcher={name}", *settings], return_hydra_config=True)
+    assert _runs_beside(config.hydra.launcher) == beside
 
 
 def test_without_a_gpu_nothing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -283,11 +283,9 @@ def test_a_password_and_another_launcher_are_refused_before_anything_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        ValueError, match=r"uri='https://\*\*\*@host' holds a password.* by the environment: MLFLOW_TRACKING_PASSWORD"
-    ):
+    with pytest.raises(ValueError, match=r"logger.uri holds a password in an address.* MLFLOW_TRACKING_PASSWORD"):
         sweep(["+logger.uri='https://me:secret@host'", "seed=0,1"], tmp_path / "log")
-    with pytest.raises(ValueError, match=r"by the environment: hydra.sweeper.storage='\$\{oc.env:ADDRESS\}'"):
+    with pytest.raises(ValueError, match=r"hydra.sweeper.storage holds a password.*'\$\{oc.env:ADDRESS\}'"):
         sweep(["sweep=optuna", "hydra.sweeper.storage='postgresql://me:secret@host/db'"], tmp_path / "log")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     with pytest.raises(ValueError, match=r"leave torchrun out, and set trainer=ddp trainer\.devices=N"):

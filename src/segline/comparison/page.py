@@ -47,9 +47,11 @@ def write_with_panels(path: Path, comparison: Comparison, trust: Sequence[str] =
         panels = draw_panels(comparison, trust)
         note = NOTE if panels else ""
     except Exception as error:  # networks and data of any kind fail in any way, which the page can say
-        panels, note = [], f"Without pictures: {error or type(error).__name__}"
-        print(f"without pictures: {error or type(error).__name__}", file=sys.stderr)
-    write(path, comparison, panels, note)
+        why = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+        panels, note = [], f"Without pictures: {why}"
+        print(f"without pictures: {why}", file=sys.stderr)
+    if note:
+        write(path, comparison, panels, note)
 
 
 def write(path: Path, comparison: Comparison, panels: Sequence[Mapping[str, Any]] = (), panels_note: str = "") -> None:

@@ -10,14 +10,16 @@ from itertools import combinations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from segline.metrics.bootstrap import intervals
+
 #: Fewer groups can give no p below 0.05: of 5, whose signs flip in 32 ways, the least is 2 / 32.
 LEAST_GROUPS = 6
 #: Up to so many differences all flips of signs are tried.
 _MOST_EXACT = 16
 #: Draws of flips where there are more; for many pairs as many as let the least p survive the correction.
 _DRAWS = 20_000
-#: Flips that are tried at once, resampled sets of groups, and numbers among those that are drawn at once: they bound the memory.
-_AT_ONCE, _RESAMPLES, _DRAWN_AT_ONCE = 1000, 2000, 2**18
+#: Flips tried at once: bounds the memory.
+_AT_ONCE = 1000
 #: Chance at most that any verdict "better" or "worse" is given where no method differs from another.
 _LEVEL = 0.05
 #: Differences of means that are told apart at most, for rounding makes equal ones differ: in units of the largest sum.
@@ -94,9 +96,9 @@ def compare(
             f"{wrong[0]} has scores {values[wrong[0]].shape} of {len(groups)} cases; expected one each, [N]"
         )
     named = combinations(values, 2) if against is None else ((name, against) for name in values if name != against)
-    members = np.unique(np.asarray(groups), return_inverse=True)[
-        1
-    ]  # numbers are sorted faster than names, for each pair
+    _, members = np.unique(
+        np.asarray(groups), return_inverse=True
+    )  # numbers are sorted faster than names, for each pair
     differences = {pair: group_means(values[pair[0]] - values[pair[1]], members) for pair in named}
     tested = {pair: own for pair, own in differences.items() if len(own) >= LEAST_GROUPS}
     ps = dict(zip(tested, holm(sign_flips(list(tested.values()))), strict=True))
@@ -164,34 +166,6 @@ def sign_flips(differences: Sequence[ArrayLike]) -> list[float]:
         for k, count in zip(alike, reached, strict=True):
             ps[k] = float(count / tried)
     return ps
-
-
-def intervals(differences: Sequence[ArrayLike]) -> list[tuple[float, float, float]]:
-    """Mean of paired differences and its bounds, 95 %, of each pair, as `segline.metrics.bootstrap.interval` gives them one by one.
-
-    Pairs of as many groups share the sets of groups that are drawn, so that all their means are one product of matrices.
-
-    >>> intervals([[0.75, 0.75], [0.5]])
-    [(0.75, 0.75, 0.75), (0.5, nan, nan)]
-    """
-    values = [np.asarray(own, np.float64) for own in differences]
-    found = [(float(own.mean()) if len(own) else float("nan"), float("nan"), float("nan")) for own in values]
-    for size in {len(own) for own in values} - {0, 1}:
-        of_size = [k for k, own in enumerate(values) if len(own) == size]
-        together = np.stack([values[k] for k in of_size], 1)  # [G, P]
-        means = np.concatenate([counts @ together for counts in _resampled(size)]) / size
-        for k, low, high in zip(of_size, *np.quantile(means, [(1 - 0.95) / 2, (1 + 0.95) / 2], axis=0), strict=True):
-            found[k] = (found[k][0], float(low), float(high))
-    return found
-
-
-def _resampled(size: int) -> Iterator[NDArray[np.float64]]:
-    """How often each of so many groups is drawn, with replacement, `[R, G]`, in parts."""
-    rng, step = np.random.default_rng(0), max(1, _DRAWN_AT_ONCE // size)
-    for start in range(0, _RESAMPLES, step):
-        rows = min(step, _RESAMPLES - start)
-        drawn = rng.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
 
 
 def least_groups(num_pairs: int) -> int:

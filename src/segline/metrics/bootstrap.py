@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,6 +47,41 @@ def interval(
     """
     scores = np.asarray(values, np.float64)
     return ratio_interval(scores, np.ones_like(scores), groups, level, resamples, seed)
+
+
+def intervals(
+    values: Sequence[ArrayLike], level: float = 0.95, resamples: int = 2000, seed: int = 0
+) -> list[tuple[float, float, float]]:
+    """As `interval` of each of many, all of whose scores count and belong to no groups: those of a length share their draws.
+
+    Args:
+        values: Scores, each `[N]`, of any lengths.
+        level: As for `interval`, and so on.
+        resamples: Likewise.
+        seed: Likewise.
+
+    >>> intervals([[0.75, 0.75], [0.5]])
+    [(0.75, 0.75, 0.75), (0.5, nan, nan)]
+    """
+    scores = [np.asarray(own, np.float64) for own in values]
+    found = [(float(own.mean()) if len(own) else float("nan"), float("nan"), float("nan")) for own in scores]
+    for size in {len(own) for own in scores} - {0, 1}:
+        of_size = [k for k, own in enumerate(scores) if len(own) == size]
+        together = np.stack([scores[k] for k in of_size], 1)  # [N, P]
+        means = np.concatenate([counts @ together for counts in _draw_counts(size, resamples, seed)]) / size
+        bounds = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        for k, low, high in zip(of_size, *bounds, strict=True):
+            found[k] = (found[k][0], float(low), float(high))
+    return found
+
+
+def _draw_counts(size: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """How often each of so many is drawn, with replacement, `[R, N]`, in parts; the draws are those of `_resampled`."""
+    rng, step = np.random.default_rng(seed), max(1, _DRAWN_AT_ONCE // size)
+    for start in range(0, resamples, step):
+        rows = min(step, resamples - start)
+        drawn = rng.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
 
 
 def ratio_interval(

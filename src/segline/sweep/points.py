@@ -59,9 +59,10 @@ def state_of(folder: Path) -> State:
     return State.FAILED if (folder / ERROR).exists() else State.OPEN
 
 
-def has_begun(folder: Path) -> bool:
-    """Whether a process has ever been at work on a point."""
-    return (folder / _CLAIM).exists()
+def begun_at(folder: Path) -> int | None:
+    """When a process was last at work on a point, in nanoseconds; None if none ever was."""
+    claim = folder / _CLAIM
+    return claim.stat().st_mtime_ns if claim.exists() else None
 
 
 def once(folder: Path, task: Callable[[], None]) -> None:
@@ -74,6 +75,7 @@ def once(folder: Path, task: Callable[[], None]) -> None:
     with locked(folder / _CLAIM, seconds=_SECONDS_TO_CLAIM) as mine:
         if not mine or _is_held(folder / LOCK) or any((folder / file).exists() for file in (SCORES, PRUNED)):
             return
+        (folder / _CLAIM).touch()
         (folder / ERROR).unlink(missing_ok=True)
         try:
             task()

@@ -19,12 +19,13 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from segline.processes import LAUNCHED
+from segline.secrets import refuse_secrets
 from segline.sweep.ensembles import are_repeats, write_ensembles
 from segline.sweep.folder import sweep_folder
 from segline.sweep.grid import grid
-from segline.sweep.points import ERROR, Point, State, has_begun, state_of
+from segline.sweep.points import ERROR, Point, State, begun_at, state_of
 from segline.tables import SCORES, read_json
-from segline.words import count_of, has_password, in_quotes, less_is_better, without_passwords
+from segline.words import count_of, in_quotes, less_is_better
 
 #: How often a point is started by one command: again if it ended without a word, as when the system killed it.
 MOST_STARTS = 2
@@ -59,19 +60,13 @@ class Sweep:
                 "a sweep starts the processes of each point itself: leave torchrun out, and set trainer=ddp trainer.devices=N"
             )
         given = [*(f"{key}={value}" for key, value in params.items()), *arguments]
-        for argument in [*given, *config.hydra.overrides.hydra]:
-            if has_password(argument):
-                remedy = "MLFLOW_TRACKING_PASSWORD, WANDB_API_KEY, or ~/.netrc"
-                if argument.startswith("hydra."):
-                    remedy = f"{argument.partition('=')[0]}='${{oc.env:ADDRESS}}'"
-                raise ValueError(
-                    f"{without_passwords(argument)} holds a password, which would be kept; give it by the environment: {remedy}"
-                )
+        refuse_secrets({}, [*given, *config.hydra.overrides.hydra])
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         parser = OverridesParser.create(config_loader=hydra_context.config_loader)
         parsed = parser.parse_overrides(given)
         self.overrides: list[Override] = list({one.get_key_element(): one for one in parsed}.values())
         self.objective = str(config.objective)
+        self._idle_launches = 0
 
     def run_grid(self) -> list[float | None]:
         """Train every combination; the objective of each.
@@ -92,7 +87,7 @@ class Sweep:
                 killed = [point for point in todo if starts[point.name]]
                 for part in filter(None, [[p for p in todo if p not in killed], *([point] for point in killed)]):
                     self.launch(folder, part, points.index(part[0]))
-                starts.update(p.name for p in [p for p in todo if has_begun(folder / p.name)] or todo)
+                starts.update(p.name for p in [p for p in todo if begun_at(folder / p.name)] or todo)
             ensembles = write_ensembles(folder, points)
             further = "\n".join(f"ensemble  {one} (checkpoint= of predict.py)" for one in ensembles)
             return self.report(folder, points, _AGAIN, further, repeats=are_repeats(points))
@@ -103,6 +98,7 @@ class Sweep:
         for point in points:
             config = self.hydra_context.config_loader.load_sweep_config(self.config, list(point.overrides))
             own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
+            refuse_secrets(OmegaConf.to_container(own))
             digest.update(OmegaConf.to_yaml(own).encode())
         return digest.hexdigest()[:16]
 
@@ -122,7 +118,7 @@ class Sweep:
             first: Number of the first one.
 
         Raises:
-            ValueError: The launcher could start none of them.
+            ValueError: The launcher could start none of them, and none before.
         """
         with read_write(self.config.hydra), open_dict(self.config.hydra):
             self.config.hydra.sweep.dir = str(folder)
@@ -139,12 +135,18 @@ class Sweep:
             ]
             for p in points
         ]
+        before = [begun_at(folder / point.name) for point in points]
         try:
             launcher.launch(jobs, initial_job_idx=first)
+            self._idle_launches = 0
         except Exception as error:  # of the launcher, such as a worker that was killed; points keep their own errors
             said = f"the launcher ended with {type(error).__name__}: {error}"
-            if not any(has_begun(folder / point.name) for point in points):
-                raise ValueError(f"{said}; nothing was started") from error
+            if before == [begun_at(folder / point.name) for point in points]:
+                self._idle_launches += (
+                    1  # one may have died on its way; a launcher that is out of order would use up every trial
+                )
+                if self._idle_launches == MOST_STARTS:
+                    raise ValueError(f"{said}; nothing was started") from error
             print(said, file=sys.stderr)
             # Some launchers end at the first job that is killed, and others go on.
             while any(state_of(folder / point.name) is State.RUNNING for point in points):

@@ -15,13 +15,13 @@ from omegaconf import OmegaConf
 
 from segline import tables
 from segline.config import CONF_DIR, build
+from segline.secrets import refuse_secrets
 from segline.sweep.folder import SWEEP, alone
 from segline.sweep.grid import point_name
 from segline.sweep.points import Point, State, state_of
 from segline.sweep.pruning import study_address, study_name
 from segline.sweep.run import MOST_STARTS, Sweep, read_objective
 from segline.tables import COSTED, COSTS
-from segline.words import has_password
 
 if TYPE_CHECKING:
     from optuna import Study
@@ -130,12 +130,8 @@ class Search:
     def _said(self) -> dict[str, Any]:
         plain = OmegaConf.to_container(OmegaConf.create({"sampler": self.sampler, "pruner": self.pruner}))
         # As it was written: what it gets from the environment may be a password.
-        storage = OmegaConf.to_container(self.sweep.config.hydra.sweeper)["storage"]  # type: ignore[call-overload, index]
-        if has_password(str(storage)):
-            raise ValueError(
-                "hydra.sweeper.storage holds a password, which would be kept; give it by the environment: "
-                "hydra.sweeper.storage='${oc.env:ADDRESS}'"
-            )
+        storage = OmegaConf.to_container(self.sweep.config.hydra.sweeper).get("storage")  # type: ignore[union-attr]
+        refuse_secrets({"hydra.sweeper.storage": storage})
         told = {"storage": storage, "study": self.name, "constraints": self.constraints}
         return {**plain, "seed": self.seed, **told}  # type: ignore[dict-item]
 
