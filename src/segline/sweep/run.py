@@ -142,9 +142,8 @@ class Sweep:
         except Exception as error:  # of the launcher, such as a worker that was killed; points keep their own errors
             said = f"the launcher ended with {type(error).__name__}: {error}"
             if before == [begun_at(folder / point.name) for point in points]:
-                self._idle_launches += (
-                    1  # one may have died on its way; a launcher that is out of order would use up every trial
-                )
+                # One may have died on its way; a launcher that is out of order would use up every trial.
+                self._idle_launches += 1
                 if self._idle_launches == MOST_STARTS:
                     raise ValueError(f"{said}; nothing was started") from error
             print(said, file=sys.stderr)
