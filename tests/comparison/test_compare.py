@@ -1,7 +1,8 @@
 """Made-up runs, put side by side: who is one method, what is compared, what is said and refused."""
 
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -155,7 +156,7 @@ def test_a_choice_stands_for_what_comes_with_it(tmp_path: Path) -> None:
     assert differing(runs) == ["model.channels", "model"]
     assert [method.name for method in find_methods(runs)] == [
         "unet, channels=[8,16]",
-        "fcn, channels=null",
+        "fcn",
         "unet, channels=[16,32]",
     ]
 
@@ -165,6 +166,44 @@ def test_an_ablation_is_named_by_what_was_changed(tmp_path: Path) -> None:
     write_run(tmp_path / "b", nuclei(0), optimizer={"lr": 0.2}, choices={"data/augment": "full"})
     write_run(tmp_path / "c", nuclei(0), optimizer={"lr": 0.1}, choices={"data/augment": "none"})
     assert [m.name for m in find_methods(find_runs([str(tmp_path)])[0])] == ["base", "lr=0.2", "augment=none"]
+    assert (
+        "Where a name does not say otherwise: optimizer.lr=0.1, data.augment=full."
+        in compare_runs([str(tmp_path)]).notes
+    )
+
+
+def test_networks_and_losses_are_always_named_and_usual_settings_never(tmp_path: Path) -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"choices": {"loss": "focal"}},
+        {"choices": {"data/augment": "none"}},
+        {"optimizer": {"lr": 0.2}},
+        {"choices": {"model": "residual_unet"}, "model": {"heads": True}},
+        {"choices": {"model": "residual_unet"}, "model": {"heads": False}, "optimizer": {"lr": 0.2}},
+    ]
+    for number, change in enumerate(changes):
+        choices = {"data/augment": "full", **change.pop("choices", {})}
+        write_run(tmp_path / str(number), nuclei(0), choices=choices, **{"optimizer": {"lr": 0.1}, **change})
+    assert [m.name for m in find_methods(find_runs([str(tmp_path)])[0])] == [
+        "unet, dice_ce",
+        "unet, focal",
+        "unet, dice_ce, augment=none",
+        "unet, dice_ce, lr=0.2",
+        "residual_unet, dice_ce, heads=true",  # there are as many without, and other networks have none
+        "residual_unet, dice_ce, lr=0.2, heads=false",
+    ]
+
+
+def test_methods_of_a_grid_are_named_in_full(tmp_path: Path) -> None:
+    for lr, augment, model in product([0.1, 0.2], ["full", "none"], ["unet", "fcn"]):
+        choices = {"data/augment": augment, "model": model}
+        write_run(tmp_path / f"{lr}{augment}{model}", nuclei(0), optimizer={"lr": lr}, choices=choices)
+    comparison = compare_runs([str(tmp_path)])
+    assert {m.name for m in comparison.methods} == {
+        f"{model}, lr={lr}, augment={augment}"
+        for lr, augment, model in product([0.1, 0.2], ["full", "none"], ["unet", "fcn"])
+    }
+    assert not any("Where a name" in note for note in comparison.notes)
 
 
 def test_where_files_lie_and_what_is_logged_makes_no_other_method(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from statistics import mean
 import numpy as np
 from numpy.typing import NDArray
 
-from segline.comparison.methods import Method, find_methods
+from segline.comparison.methods import Method, find_methods, say_value
 from segline.comparison.runs import Cases, Run, find_runs
 from segline.comparison.statistics import Pair, compare, group_means, least_groups
 from segline.words import count_of
@@ -103,6 +103,7 @@ def compare_runs(
     notes = [
         *_left_out("hold no run", empty),
         *_left_out("have not ended", [run.name for run in runs if not run.finished]),
+        *_unsaid(methods),
         *_mixed(finished, tables.values()),
         *_doubts(methods, scores, groups, split, against),
     ]
@@ -196,6 +197,12 @@ def _left_out(why: str, names: Sequence[str]) -> list[str]:
         return []
     more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     return [f"Left out, for they {why}: {', '.join(names[:5])}{more}."]
+
+
+def _unsaid(methods: Sequence[Method]) -> list[str]:
+    """What names of methods take for granted."""
+    settings = dict.fromkeys(f"{key}={say_value(value)}" for method in methods for key, value in method.unsaid.items())
+    return [f"Where a name does not say otherwise: {', '.join(settings)}."] if settings else []
 
 
 def _mixed(runs: Sequence[Run], tables: Iterable[Cases]) -> list[str]:

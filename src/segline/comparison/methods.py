@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from segline.comparison.runs import Run
@@ -39,11 +39,13 @@ class Method:
         name: By what it differs from the others.
         settings: What that is, by key.
         runs: Of it.
+        unsaid: Of the settings those that its name leaves out, as most methods have them.
     """
 
     name: str
     settings: dict[str, Any]
     runs: list[Run]
+    unsaid: dict[str, Any] = field(default_factory=dict)
 
     @property
     def num_repeats(self) -> int:
@@ -63,9 +65,13 @@ def find_methods(runs: Sequence[Run]) -> list[Method]:
     for run in runs:
         of_settings.setdefault(tuple(repr(run.settings.get(key)) for key in keys), []).append(run)
     settings = [{key: alike[0].settings.get(key) for key in keys} for alike in of_settings.values()]
-    names = _name_all(settings) if keys else [str(runs[0].settings["model"])]
-    methods = [Method(*parts) for parts in zip(names, settings, of_settings.values(), strict=True)]
+    named = _name_all(settings) if keys else [(str(runs[0].settings["model"]), {})]
+    methods = [
+        Method(name, own, alike, unsaid)
+        for (name, unsaid), own, alike in zip(named, settings, of_settings.values(), strict=True)
+    ]
     # Values that are typed alike, such as a number and its text, differ nevertheless.
+    names = [method.name for method in methods]
     return [replace(m, name=f"{m.name} ({m.runs[0].name})") if names.count(m.name) > 1 else m for m in methods]
 
 
@@ -81,39 +87,48 @@ def differing(runs: Sequence[Run]) -> list[str]:
             continue
         alike: dict[tuple[Any, ...], set[str]] = {}
         for run in runs:
-            alike.setdefault(_chosen_above(run, key), set()).add(repr(run.settings.get(key)))
+            alike.setdefault(_chosen_above(run.settings, key), set()).add(repr(run.settings.get(key)))
         if any(len(values) > 1 for values in alike.values()):
             found.append(key)
     return found
 
 
-def _chosen_above(run: Run, key: str) -> tuple[Any, ...]:
+def _chosen_above(settings: Mapping[str, Any], key: str) -> tuple[str, ...]:
     """What was chosen for each group that a key lies in."""
     parts = key.split(".")
-    return tuple(repr(run.settings.get(".".join(parts[:n]))) for n in range(1, len(parts)))
+    return tuple(repr(settings.get(".".join(parts[:n]))) for n in range(1, len(parts)))
 
 
-def _name_all(settings: Sequence[dict[str, Any]]) -> list[str]:
-    """What is special of each, in short.
+def _name_all(settings: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
+    """What is special of each, in short, and the settings that this leaves out, as they are those of most.
 
-    Where all others differ from one in a single setting each, as in an ablation, that one is `base` and they are named by that setting.
+    A setting is told only of methods whose like have several values of it, such as deep supervision of residual U-Nets, which others lack.
     """
-    lasts = Counter(key.rsplit(".", 1)[-1] for key in settings[0])
+    keys = sorted(settings[0], key=lambda key: _KNOWN.index(key) if key in _KNOWN else len(_KNOWN))
+    lasts = Counter(key.rsplit(".", 1)[-1] for key in keys)
+    values: dict[tuple[str, ...], Counter[str]] = {}
+    for one in settings:
+        for key in keys:
+            values.setdefault((key, *_chosen_above(one, key)), Counter())[repr(one[key])] += 1
 
     def say(key: str, value: Any) -> str:
         last = key.rsplit(".", 1)[-1]
         return say_value(value) if key in _KNOWN else f"{last if lasts[last] == 1 else key}={say_value(value)}"
 
-    if len(settings[0]) > 1:
-        for base in settings:
-            changes = [[key for key in one if repr(one[key]) != repr(base[key])] for one in settings]
-            if all(len(changed) <= 1 for changed in changes):
-                return [
-                    say(changed[0], one[changed[0]]) if changed else "base"
-                    for one, changed in zip(settings, changes, strict=True)
-                ]
-    known_first = sorted(settings[0], key=lambda key: key not in _KNOWN)
-    return [", ".join(say(key, one[key]) for key in known_first) for one in settings]
+    told, usual = [], []
+    for one in settings:
+        of_key = {key: values[key, *_chosen_above(one, key)] for key in keys}
+        told.append({key: one[key] for key in keys if len(of_key[key]) > 1})
+        alike = {key: 2 * of_key[key][repr(one[key])] > of_key[key].total() for key in told[-1]}
+        usual.append({key: value for key, value in told[-1].items() if key not in _KNOWN and alike[key]})
+    # Most settings of an ablation are usual; of a grid none is, for there are as many of each value.
+    if 2 * sum(map(len, usual)) <= sum(key not in _KNOWN for of_one in told for key in of_one):
+        usual = [{} for _ in settings]
+    names = [
+        ", ".join(say(key, value) for key, value in of_one.items() if key not in left_out)
+        for of_one, left_out in zip(told, usual, strict=True)
+    ]
+    return [(name or "base", left_out) for name, left_out in zip(names, usual, strict=True)]
 
 
 def say_value(value: Any) -> str:
