@@ -52,7 +52,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
             for epoch in range(1, 4):
                 row = {"epoch": epoch, "step": 10 * epoch, "seconds": 2.0 * epoch, "val/iou": 0.1 * epoch + gain}
                 tables.append_row(folder / f"{k}_{lr:g}" / "metrics.csv", row)
-    panels = [{"title": ODD, "panels": [{"name": ODD, "src": DOT}]}]
+    panels = [{"title": title, "panels": [{"name": ODD, "src": DOT}]} for title in (ODD, 64 * "f")]
     path = folder.parent / "compare.html"
     pages.write(path, compare_runs([str(folder)]), panels, "What is shown.")
     return path
@@ -146,10 +146,23 @@ def test_pictures_load(opened: Page) -> None:
 
 
 def test_odd_names_are_shown_as_they_are(opened: Page) -> None:
-    assert opened.locator("h3").inner_text() == ODD
+    assert opened.locator("h3").first.inner_text() == ODD
     assert ODD in opened.locator("#runs-table tbody").inner_text()
     draw(opened, "forest")
-    assert f"{ODD}, lr=0.001 – {ODD}, lr=0.01" in opened.locator("#forest .ytick").all_text_contents()
+    assert f"{ODD}, lr=0.01" in opened.locator("#forest .ytick").all_text_contents()
+    assert opened.locator("#forest .xtitle").text_content() == f"{ODD}, lr=0.001 less each, by dice_case"
+
+
+def test_a_method_of_every_pair_is_named_by_the_axis(browser: Browser, tmp_path: Path) -> None:
+    for model, gain in {"unet": 0.0, "fcn": -0.1, "unetr": 0.1}.items():
+        write_run(tmp_path / model, {"cat": list(np.linspace(0.3, 0.8, 8) + gain)}, choices={"model": model})
+    pages.write(tmp_path / "compare.html", compare_runs([str(tmp_path)], against="unet"), [], "")
+    page = browser.new_page()
+    page.goto((tmp_path / "compare.html").as_uri())
+    draw(page, "forest")
+    assert page.locator("#forest .ytick").all_text_contents() == ["fcn", "unetr"]
+    assert page.locator("#forest .xtitle").text_content() == "each less unet, by dice_case"
+    page.close()
 
 
 def test_tables_are_copied_for_a_paper(opened: Page) -> None:
