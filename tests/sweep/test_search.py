@@ -1,5 +1,6 @@
 """Searches by Optuna over a made-up training: what is asked, what is told, and how they go on."""
 
+import math
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -208,7 +209,9 @@ def test_a_trial_behind_the_median_is_pruned(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["TPESampler", "RandomSampler", "GPSampler", "CmaEsSampler"])
-def test_any_sampler_of_optuna_goes_on_where_it_was_stopped(tmp_path: Path, sampler: str) -> None:
+def test_any_sampler_of_optuna_asks_what_it_asks_without_us_even_if_it_was_stopped(
+    tmp_path: Path, sampler: str
+) -> None:
     kind = f"hydra.sweeper.sampler._target_=optuna.samplers.{sampler}"
     space = ["optimizer.lr=tag(log,interval(1e-4,1e-2))", "model.dropout=interval(0,0.5)", "loss=ce"]
     for name, parts in {"whole": [14], "stopped": [5, 14]}.items():
@@ -221,8 +224,32 @@ def test_any_sampler_of_optuna_goes_on_where_it_was_stopped(tmp_path: Path, samp
                 f"hydra.sweep.dir={tmp_path / name}",
             ]
             sweep(command, tmp_path / "log")
-    assert asked(tmp_path / "stopped") == asked(tmp_path / "whole")
-    assert len({str(params) for params in asked(tmp_path / "whole")}) == 14
+    plain = optuna.create_study(direction="maximize")
+    searched = {"optimizer.lr": FloatDistribution(1e-4, 1e-2, log=True), "model.dropout": FloatDistribution(0, 0.5)}
+    for number in range(14):
+        plain.sampler = getattr(optuna.samplers, sampler)(seed=number)
+        trial = plain.ask(searched)  # type: ignore[arg-type]
+        plain.tell(trial, -((math.log10(trial.params["optimizer.lr"]) + 3) ** 2))
+    expected = [trial.params for trial in plain.trials]
+    assert asked(tmp_path / "whole") == expected
+    assert asked(tmp_path / "stopped") == expected
+    assert len({str(params) for params in expected}) == 14
+
+
+@pytest.mark.slow
+def test_trials_of_a_batch_are_trained_at_once(tmp_path: Path) -> None:
+    command = [*SEARCH, "hydra.sweep.dir=search", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    process = start(tmp_path, *command, "hydra.sweeper.n_trials=6", "hydra.sweeper.batch=2", seconds=1)
+    said, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert "one trial at a time" not in said
+    assert [trial.state for trial in study(tmp_path / "search").trials] == [TrialState.COMPLETE] * 6
+    assert set(ended(tmp_path / "log").values()) == {1}
+    words = [line.split()[0] for line in (tmp_path / "log").read_text().splitlines()]
+    assert words == ["begin", "begin", "end", "end"] * 3
+    process = start(tmp_path, *command, "hydra.sweeper.n_trials=7")
+    said, _ = process.communicate(timeout=200)
+    assert "one trial at a time, as hydra.sweeper.batch is 1" in said
 
 
 @pytest.mark.slow

@@ -103,7 +103,11 @@ class Search:
             searched = (str(one.input_line) for one in self.sweep.overrides if one.is_sweep_override())
             print(
                 "\n          ".join(
-                    [f"sweep     {folder}", f"{there} of {self.n_trials} trials there; searched are:", *searched]
+                    [
+                        f"sweep     {folder}",
+                        f"{there} of {self.n_trials} trials there{self._one_at_a_time()}; searched are:",
+                        *searched,
+                    ]
                 )
             )
             starts: Counter[int] = Counter()
@@ -120,6 +124,12 @@ class Search:
             further = self._write_best(study, folder, best)
             among = [] if best is None else [self._point(best.params, best.number)]
             return self.sweep.report(folder, points, again, further, among=among)
+
+    def _one_at_a_time(self) -> str:
+        """A word to who set up a launcher that trains several jobs, and gives it one."""
+        launcher = self.sweep.config.hydra.launcher
+        meant = self.batch > 1 or launcher._target_.endswith(".BasicLauncher") or launcher.get("n_jobs") == 1
+        return "" if meant else ", one trial at a time, as hydra.sweeper.batch is 1"
 
     def _covering(self) -> Iterator[Point]:
         """Points that have each choice once at least, and one of each interval."""
