@@ -292,7 +292,15 @@ def test_of_very_many_methods_the_best_are_tested(tmp_path: Path) -> None:
 
 def test_a_folder_is_found_however_its_path_is_written(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(runs.parent)
-    for name in ("unet", "0_unet", "runs/0_unet", "./runs/0_unet/", str(runs / "0_unet"), "runs/../runs/2_unet"):
+    for name in (
+        "unet",
+        "0_unet",
+        "0_unet/",
+        "runs/0_unet",
+        "./runs/0_unet/",
+        str(runs / "0_unet"),
+        "runs/../runs/2_unet",
+    ):
         assert compare_runs(["runs"], against=name).against == "unet"
         assert compare_runs([str(runs)], against=name).against == "unet"
 
@@ -373,6 +381,7 @@ def test_the_command_prints_and_writes(
         ([], 2, "Compare runs"),
         (["--help"], 0, "against=METHOD"),
         (["metric=dice_case"], 1, "no runs to compare; name their folders, such as runs/"),
+        (["x", "trust=[mine]"], 1, "there is none; set output=compare.html, or leave it out"),
         (["x", "output=table.doc"], 1, "output=table.doc: expected a name that ends in .html, .md or .tex"),
     ],
 )

@@ -41,6 +41,10 @@ def main(arguments: Sequence[str]) -> None:
     places, settings = read(arguments)
     output = settings.pop("output", None)
     trust = [name.strip(" '\"") for name in settings.pop("trust", "").strip("[]").split(",") if name]
+    if trust and not (output or "").lower().endswith(".html"):
+        raise ValueError(
+            f"trust={trust} is for the pictures of a page, and there is none; set output=compare.html, or leave it out"
+        )
     write = _writer(output, trust) if output else None
     comparison = compare_runs(places, **settings)
     print(said(comparison))

@@ -185,7 +185,9 @@ def _find(methods: Sequence[Method], name: str) -> str:
     """The method of a name, or of a run's folder, however its path is written."""
     folder = Path(name).resolve()
     for method in methods:
-        if name == method.name or any(name == run.name or folder == run.folder.resolve() for run in method.runs):
+        if name == method.name or any(
+            name.rstrip("/") == run.name or folder == run.folder.resolve() for run in method.runs
+        ):
             return method.name
     raise ValueError(
         f"there is no method {name!r}; expected one of {'; '.join(m.name for m in methods)}, or a run's folder"
