@@ -18,7 +18,7 @@ from segline.inference.ensemble import Ensemble, Member
 from segline.inference.export import export_network
 from segline.inference.plan import choose_tiling
 from segline.inference.tiled import predict_tiles
-from segline.models.patch_classifier import PatchClassifier
+from segline.models.patch_classifier import PatchClassifier, ResponseNorm
 
 WINDOWS = {"ciresan": 95, "lenet5": 32, "alexnet": 355, "vgg16": 404}
 NARROW: dict[str, list[int] | None] = {
@@ -158,6 +158,14 @@ def test_ciresan_equals_its_definition_with_the_sizes_of_the_papers_table() -> N
     logits = F.linear(hidden, w["layers.14.weight"].flatten(1), w["layers.14.bias"])
     torch.testing.assert_close(expected, logits)
     assert sizes == [92, 46, 42, 21, 18, 9, 6, 3]
+
+
+def test_response_norm_of_large_values_is_finite_in_float16() -> None:
+    features = 300 * torch.rand(1, 8, 5, 5, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.local_response_norm(features, 5, alpha=5e-4, beta=0.75, k=2)
+    normed = ResponseNorm(5, alpha=5e-4, beta=0.75, k=2)(features.half())
+    assert normed.dtype == torch.float16
+    torch.testing.assert_close(normed.float(), expected, rtol=2e-3, atol=0)
 
 
 def test_alexnet_has_two_towers_and_the_papers_normalisation() -> None:

@@ -101,6 +101,14 @@ class ScaledTanh(nn.Module):
         return 1.7159 * torch.tanh(features * (2 / 3))
 
 
+class ResponseNorm(nn.LocalResponseNorm):
+    """AlexNet's, in float32: in float16 squares of values above 255 are infinite, and all that is divided by them 0."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Of the features' type."""
+        return super().forward(features.float()).to(features.dtype)
+
+
 def _lenet5(bands: int, widths: Sequence[int]) -> list[nn.Module]:
     c1, c3, c5, f6 = widths
     second = TableConv(c1, 5, _LENET5_TABLE) if (c1, c3) == (6, 16) else Conv(c1, c3, 5)
@@ -120,7 +128,7 @@ def _alexnet(bands: int, widths: Sequence[int]) -> list[nn.Module]:
     c1, c2, c3, c4, c5, f6, f7 = widths
 
     def norm() -> nn.Module:
-        return nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2)  # torch takes the mean of 5 maps, the paper the sum
+        return ResponseNorm(5, alpha=5e-4, beta=0.75, k=2)  # torch takes the mean of 5 maps, the paper the sum
 
     return [
         *[Conv(bands, c1, 11, step=4), nn.ReLU(inplace=True), norm(), MaxPool(3, 2)],
