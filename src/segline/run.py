@@ -266,8 +266,10 @@ def _resolve(config: DictConfig, run: dict[str, Any]) -> DictConfig:
 def _refuse_secrets(config: DictConfig, run_dir: Path) -> None:
     """Refuse a config or a command with a secret in it, and take back what Hydra has written of it where it was told to."""
     hydra_config = HydraConfig.get()
+    # Hydra's own are kept nowhere with their references resolved; those of the run are.
+    typed = [*hydra_config.overrides.task, *as_list(hydra_config.overrides.hydra)]
     try:
-        refuse_secrets(_plain(config), [*hydra_config.overrides.task, *hydra_config.overrides.hydra])
+        refuse_secrets(_plain(config), typed)
     except ValueError:
         if hydra_config.output_subdir is not None:
             for name in ("config.yaml", "hydra.yaml", "overrides.yaml"):

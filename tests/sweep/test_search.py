@@ -295,6 +295,22 @@ def test_a_trial_whose_values_were_not_drawn_when_its_command_was_killed_is_a_fa
 
 
 @pytest.mark.slow
+def test_the_address_of_a_study_is_read_from_the_environment_and_kept_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a command of a process of its own, for Hydra resolves what was typed where it is read."""
+    address = f"sqlite:///{tmp_path / 'all1.db'}"
+    monkeypatch.setenv("STUDY_PASSWORD", address)  # a name by which its value is one that nothing may keep
+    command = [*SEARCH, "hydra.sweeper.storage='${oc.env:STUDY_PASSWORD}'", "hydra.sweeper.n_trials=2"]
+    process = start(tmp_path, *command, "hydra.sweep.dir=search")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert len(optuna.load_study(study_name=None, storage=address).trials) == 2
+    kept = [said, *(path.read_text() for path in (tmp_path / "search").rglob("*") if path.is_file())]
+    assert not any(address in text for text in kept)
+
+
+@pytest.mark.slow
 def test_a_study_of_another_folder_is_not_joined(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     command = [*SEARCH, f"hydra.sweeper.storage=sqlite:///{tmp_path / 'all.db'}"]
     monkeypatch.chdir(tmp_path)

@@ -18,6 +18,7 @@ from hydra.core.plugins import Plugins
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
+from segline.config import as_list
 from segline.processes import LAUNCHED
 from segline.secrets import refuse_secrets
 from segline.sweep.ensembles import are_repeats, write_ensembles
@@ -60,7 +61,8 @@ class Sweep:
                 "a sweep starts the processes of each point itself: leave torchrun out, and set trainer=ddp trainer.devices=N"
             )
         given = [*(f"{key}={value}" for key, value in params.items()), *arguments]
-        refuse_secrets({}, [*given, *config.hydra.overrides.hydra])
+        # As they were typed: a reference to the environment is how to give the address of a study.
+        refuse_secrets({}, [*given, *as_list(config.hydra.overrides.hydra)])
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
         parser = OverridesParser.create(config_loader=hydra_context.config_loader)
         parsed = parser.parse_overrides(given)
