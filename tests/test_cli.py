@@ -89,6 +89,25 @@ def test_a_misspelt_name_is_answered_with_the_nearest_at_once(override: str, hin
     assert "Traceback" not in answer.stderr
 
 
+@pytest.mark.parametrize(
+    ("override", "answer"),
+    [
+        (
+            "optimizer.weight_decay=${optimizer.lrr}",
+            "there is no 'optimizer.lrr', as ${optimizer.lrr} wants. Did you mean",
+        ),
+        (
+            "data.root=${oc.env:NOWHERE}",
+            "there is no environment variable NOWHERE, as ${oc.env:NOWHERE} wants; export it",
+        ),
+    ],
+)
+def test_a_reference_to_nothing_is_answered(override: str, answer: str) -> None:
+    done = run_light(override)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: {answer}"), done.stderr
+
+
 def test_a_launcher_that_is_not_installed_is_answered_with_its_package() -> None:
     done = run_light("-m", "seed=0,1", "hydra/launcher=ray_gpu")
     assert done.returncode == 1

@@ -48,6 +48,7 @@ def explained(command: str, arguments: Sequence[str]) -> Iterator[None]:
 def _explain(error: Exception, command: str, arguments: Sequence[str]) -> str | None:
     """What to say instead of a traceback; None for a fault of the program."""
     from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
+    from omegaconf.errors import InterpolationResolutionError
 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
@@ -71,6 +72,8 @@ def _explain(error: Exception, command: str, arguments: Sequence[str]) -> str | 
         return f"{several.group(1)}: to train with each of these values, add -m; a list that is one value stands in brackets, key=[a,b]"
     if isinstance(error, HydraException):
         return _explain_override(str(error), command)
+    if isinstance(error, InterpolationResolutionError):
+        return _explain_reference(str(error), command)
     if isinstance(error, ValueError | OSError) and _is_ours(error):
         return str(error)
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) and error.filename:
@@ -89,6 +92,16 @@ def _explain_override(message: str, command: str) -> str:
     where = f"`python src/{command}.py --help` lists the groups, `--cfg job` every key."
     known = [name for name in _known(command) if name != key]  # a group of another command's
     return f"there is no {key!r} to override.{nearest(key, known)}\n{where}"
+
+
+def _explain_reference(message: str, command: str) -> str:
+    if variable := re.search(r"Environment variable '(.*?)' not found", message):
+        name = variable[1]
+        wanted = f"there is no environment variable {name}, as ${{oc.env:{name}}} wants"
+        return f"{wanted}; export it, or say what stands for it: ${{oc.env:{name},VALUE}}"
+    if key := re.search(r"Interpolation key '(.*?)' not found", message):
+        return f"there is no {key[1]!r}, as ${{{key[1]}}} wants.{nearest(key[1], _known(command))}"
+    return message
 
 
 def _known(command: str) -> list[str]:
