@@ -25,17 +25,8 @@ __all__ = ["compare_models", "evaluate", "explain", "export", "offer_own_data", 
 
 #: Keys of the configs of predict and eval that say how trained networks are asked.
 ASKED = (
-    "checkpoint",
-    "also",
-    "cog",
-    "blend",
-    "window",
-    "overlap",
-    "batch_size",
-    "tta",
-    "dropout_passes",
-    "calibrated",
-    "trust",
+    *("checkpoint", "trust", "window", "overlap", "blend", "batch_size"),
+    *("tta", "dropout_passes", "calibrated", "also", "cog"),
 )
 #: `trainer.accelerator` of what may run on a GPU.
 _MAY_BE_GPU = ("auto", "gpu", "cuda")
