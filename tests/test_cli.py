@@ -108,6 +108,21 @@ def test_a_reference_to_nothing_is_answered(override: str, answer: str) -> None:
     assert done.stderr.startswith(f"error: {answer}"), done.stderr
 
 
+def test_a_folder_in_the_place_of_a_data_set_is_answered_with_how_to_name_it() -> None:
+    done = run_light("data=/home/me/scans")
+    said = "data=folder data.images=/home/me/scans/{name}.png data.masks=..."
+    assert done.stderr.startswith("error: data=/home/me/scans is none of the data sets")
+    assert said in done.stderr
+
+
+def test_a_python_without_the_packages_is_answered_with_the_one_that_has_them() -> None:
+    script = Path(__file__).parents[1] / "src" / "train.py"
+    done = subprocess.run([sys.executable, "-S", str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "has no hydra: `make train` sets up .venv" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_a_launcher_that_is_not_installed_is_answered_with_its_package() -> None:
     done = run_light("-m", "seed=0,1", "hydra/launcher=ray_gpu")
     assert done.returncode == 1

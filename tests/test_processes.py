@@ -192,6 +192,7 @@ def test_sigterm_to_any_process_saves_and_stops_all(tmp_path: Path, rank: int) -
     said, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "SIGTERM: saving at the end of this step" in said
+    assert re.search(r"saved; resume=\S+ goes on after step \d+", said)
     assert 0 < read(run_dir / RESUME)["training"]["batches"] < 500
     assert not pids("segline.job", str(run_dir))
 

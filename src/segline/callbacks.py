@@ -149,13 +149,13 @@ class Checkpoints(Checkpoint):
         if interrupted or due:
             self._save(trainer, within_epoch=True)
         if interrupted:
-            self._obey()
+            self._obey(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save, and obey a signal that came meanwhile."""
         self._save(trainer, within_epoch=False)
         if trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False):
-            self._obey()
+            self._obey(trainer)
 
     def _save(self, trainer: pl.Trainer, within_epoch: bool) -> None:
         self._within_epoch = within_epoch
@@ -183,10 +183,12 @@ class Checkpoints(Checkpoint):
         self._restored = checkpoint["training"]
         self.best = self._restored["best"]
 
-    def _obey(self) -> None:
+    def _obey(self, trainer: pl.Trainer) -> None:
         """End, or leave it to the launcher whether to: it may requeue the job, or await another signal."""
         signum, self._signal = self._signal or signal.SIGTERM, None
         if signum not in self._launchers:
+            if trainer.is_global_zero:
+                print(f"\nsaved; resume={self.folder} goes on after step {trainer.global_step}", flush=True)
             raise SystemExit(128 + signum)
         self._launchers[signum](signum, None)
 

@@ -47,11 +47,19 @@ def explained(command: str, arguments: Sequence[str]) -> Iterator[None]:
 
 def _explain(error: Exception, command: str, arguments: Sequence[str]) -> str | None:
     """What to say instead of a traceback; None for a fault of the program."""
+    if isinstance(error, ModuleNotFoundError) and error.name in ("hydra", "omegaconf"):
+        return (
+            f"{sys.executable} has no {error.name}: `make train` sets up .venv with all that is needed and trains a first network; from "
+            f"then on .venv/bin/python src/{command}.py, or python where .venv is activated"
+        )
     from hydra.errors import HydraException, InstantiationException, MissingConfigException, OverrideParseException
     from omegaconf.errors import InterpolationResolutionError
 
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, name = str(error.missing_cfg_file).rpartition("/")
+        if f"data={(folder := str(error.missing_cfg_file).removeprefix('data/'))}" in arguments and "/" in folder:
+            own = f"data=folder data.images={folder}/{{name}}.png data.masks=..."
+            return f"data={folder} is none of the data sets in conf/data; files of your own are {own}"
         if group == "hydra/launcher" and (kind := name.partition("_")[0]) in _LAUNCHERS:
             return f"hydra/launcher={name} is one of hydra-{kind}-launcher, which is not installed: pip install hydra-{kind}-launcher"
         return f"{group}={name} does not exist.{nearest(name, error.options or ())}\nChoices of {group}: {', '.join(error.options or ())}"
@@ -89,7 +97,7 @@ def _explain_override(message: str, command: str) -> str:
     if match is None:
         return message
     key = match.group(1)
-    where = f"`python src/{command}.py --help` lists the groups, `--cfg job` every key."
+    where = f"`python src/{command}.py --help` says what there is, `--cfg job` every key."
     known = [name for name in _known(command) if name != key]  # a group of another command's
     return f"there is no {key!r} to override.{nearest(key, known)}\n{where}"
 

@@ -250,7 +250,8 @@ def _resolve(config: DictConfig, run: dict[str, Any]) -> DictConfig:
     """The config without interpolations, with the name and the choices of the run."""
     from segline.data.folder import discover
 
-    config.data = discover(config.data)
+    # Points of a sweep have the same files: what is found of them is said once.
+    config.data = discover(config.data, quiet=run["sweep"] is not None and bool(HydraConfig.get().job.num))
     return OmegaConf.create({"run": run, **_plain(config)})
 
 

@@ -194,6 +194,13 @@ def test_networks_and_losses_are_always_named_and_usual_settings_never(tmp_path:
     ]
 
 
+def test_names_that_nobody_would_read_are_those_of_runs(tmp_path: Path) -> None:
+    for name, word in {"a": "first", "b": "second"}.items():
+        data = {key: f"{word} {key} of many" for key in ("images", "masks", "group", "burn", "origin_of_all")}
+        write_run(tmp_path / name, nuclei(0), data=data, choices={"model": "unet" if name == "a" else "fcn"})
+    assert [m.name for m in find_methods(find_runs([str(tmp_path)])[0])] == ["unet (a)", "fcn (b)"]
+
+
 def test_methods_of_a_grid_are_named_in_full(tmp_path: Path) -> None:
     for lr, augment, model in product([0.1, 0.2], ["full", "none"], ["unet", "fcn"]):
         choices = {"data/augment": augment, "model": model}

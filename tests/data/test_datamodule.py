@@ -258,6 +258,7 @@ def test_a_wrong_number_of_bands_names_the_file_and_both_remedies(scene: Path, r
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
+        ({"window": 16}, r"data.window is 16; expected a number for each axis: \[16, 16\]"),
         ({"window": [16]}, r"data.window is \[16\], data.tile is .* expected 2 sizes each"),
         ({"bands": [1, 2]}, r"data.bands names 2 bands but data.in_channels is 1; set data.in_channels=2"),
         ({"normalize": "batch"}, r"data.normalize is 'batch'; expected one of dataset, case"),

@@ -50,6 +50,8 @@ def test_the_three_coarser_skips_are_gated_and_the_finest_is_not(spatial_dims: i
 def test_less_than_no_gate_is_refused() -> None:
     with pytest.raises(ValueError, match="num_gates is -1; expected how many"):
         AttentionUNet(1, 2, num_gates=-1)
+    with pytest.raises(ValueError, match=r"channels is \[4, 8\], which leaves no skip to be gated"):
+        AttentionUNet(1, 2, channels=[4, 8])
 
 
 def test_a_skip_is_gated_by_the_level_below_it() -> None:
@@ -90,4 +92,5 @@ def test_heads_of_all_levels_are_joined_into_the_output() -> None:
 
 @pytest.mark.parametrize("heads", [False, True])
 def test_a_single_level_has_nothing_to_gate(heads: bool) -> None:
-    assert AttentionUNet(1, 2, channels=[4], heads=heads)(torch.zeros(2, 1, 5, 7)).shape == (2, 2, 5, 7)
+    network = AttentionUNet(1, 2, channels=[4], num_gates=0, heads=heads)
+    assert network(torch.zeros(2, 1, 5, 7)).shape == (2, 2, 5, 7)

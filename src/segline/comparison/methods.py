@@ -27,6 +27,8 @@ _IRRELEVANT = (
 _FOLLOWING = (".in_channels", ".num_classes", ".spatial_dims")
 #: Settings by which runs of one method differ.
 SEEDS = ("seed", "data.seed", "data.fold")
+#: Letters of a longer name, as of runs of different data, that nobody would read.
+_LONGEST = 100
 #: Groups whose choices name themselves.
 _KNOWN = ("data", "model", "loss")
 
@@ -66,10 +68,11 @@ def find_methods(runs: Sequence[Run]) -> list[Method]:
         of_settings.setdefault(tuple(repr(run.settings.get(key)) for key in keys), []).append(run)
     settings = [{key: alike[0].settings.get(key) for key in keys} for alike in of_settings.values()]
     named = _name_all(settings) if keys else [(str(runs[0].settings["model"]), {})]
-    methods = [
-        Method(name, own, alike, unsaid)
-        for (name, unsaid), own, alike in zip(named, settings, of_settings.values(), strict=True)
-    ]
+    methods = []
+    for (name, unsaid), own, alike in zip(named, settings, of_settings.values(), strict=True):
+        if len(name) > _LONGEST:
+            name = ", ".join(str(own[key]) for key in _KNOWN if key in own) + f" ({alike[0].name})"
+        methods.append(Method(name, own, alike, unsaid))
     # Values that are typed alike, such as a number and its text, differ nevertheless.
     names = [method.name for method in methods]
     return [replace(m, name=f"{m.name} ({m.runs[0].name})") if names.count(m.name) > 1 else m for m in methods]

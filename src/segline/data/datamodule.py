@@ -96,6 +96,9 @@ class SegmentationDataModule(pl.LightningDataModule):
         super().__init__()
         self.root, self.images, self.masks, self.table, self.origin = root, images, masks, table, origin
         self.labels, self.in_channels, self.spatial_dims = labels, in_channels, spatial_dims
+        for name, size in {"window": window, "tile": tile, "margin": margin}.items():
+            if isinstance(size, int):
+                raise ValueError(f"data.{name} is {size}; expected a number for each axis: {spatial_dims * [size]}")
         self.window, self.tile, self.margin = list(window), list(tile or window), list(margin)
         self.group, self.val, self.test, self.fold, self.blocks = group, val, test, fold, blocks
         self.bands, self.spacing_mm, self.burn = bands, spacing_mm, burn

@@ -43,7 +43,8 @@ class BandsSource:
                 raise ValueError(faults[0])
         if bands is not None and (missing := [band for band in bands if not 1 <= band <= total]):
             raise ValueError(
-                f"{first.path} has {count_of(total, 'band')}, so there is no band {missing[0]}; set data.bands to some of 1 to {total}"
+                f"{first.path} has {count_of(total, 'band')}, so there is no band {missing[0]}; set data.bands to some of 1 to "
+                f"{total}, or take files with all the bands that the network was trained on"
             )
         self.sources, self.bands = sources, None if bands is None else [band - 1 for band in bands]
         self.path, self.shape, self.geometry = first.path, first.shape, first.geometry

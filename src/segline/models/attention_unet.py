@@ -102,6 +102,11 @@ class AttentionUNet(nn.Module):
         check_channels(channels)
         if num_gates < 0:
             raise ValueError(f"num_gates is {num_gates}; expected how many skips are gated, 0 or more")
+        if num_gates and len(channels) < 3:
+            raise ValueError(
+                f"channels is {list(channels)}, which leaves no skip to be gated, for the finest never is; expected three widths or "
+                "more (num_gates=0 is a plain U-Net)"
+            )
         self.stride, self.mode = 2 ** (len(channels) - 1), LINEAR_MODE[spatial_dims]
         self.pool = MAX_POOL[spatial_dims](2)
         block = level_block(spatial_dims, channels, norm, activation, dropout)
