@@ -94,11 +94,11 @@ def test_a_misspelt_name_is_answered_with_the_nearest_at_once(override: str, hin
     [
         (
             "optimizer.weight_decay=${optimizer.lrr}",
-            "there is no 'optimizer.lrr', as ${optimizer.lrr} wants. Did you mean",
+            "optimizer.weight_decay refers to 'optimizer.lrr', which there is not. Did you mean optimizer.lr",
         ),
         (
             "data.root=${oc.env:NOWHERE}",
-            "there is no environment variable NOWHERE, as ${oc.env:NOWHERE} wants; export it",
+            "data.root refers to the environment variable NOWHERE, which there is not; export it",
         ),
     ],
 )

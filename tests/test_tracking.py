@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import struct
 import subprocess
@@ -20,7 +21,6 @@ import yaml
 
 from segline import tables
 from segline.config import compose
-from segline.secrets import refuse_secrets
 
 TRAIN = Path(__file__).resolve().parents[1] / "src" / "train.py"
 TINY = [
@@ -360,7 +360,7 @@ def test_a_key_among_the_settings_is_refused_and_kept_nowhere(tmp_path: Path, ro
     folders = [f"hydra.sweep.dir={tmp_path}/sweep", "hydra.output_subdir=.hydra"]
     said = train(tmp_path / "run", *folders, *words, code=1, **known)
     assert setting in said
-    assert " holds " in said
+    assert re.search(r" holds (a password|the value of [A-Z_]+)", said)
     assert_nowhere(tmp_path, said)
 
 
@@ -385,48 +385,3 @@ def test_a_password_in_an_address_reaches_no_config(tmp_path: Path) -> None:
     assert "logger.mlflow.tracking_uri holds a password" in done.stderr
     assert "planted-secret" not in done.stderr
     assert not list((tmp_path / "run").rglob("config.yaml"))
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        {"trainer": {"devices": 1}}, {"project": "segmentation"}, {"api_key": None}, {"use_secret": False}, {"api_key": "${oc.env:KEY}"},
-        {"model": {"pos_token": "learned", "num_tokens": 123456, "cls_token": "learned_positional_2d"}}, {"uri": "postgresql://me@host/db"},
-        {"data": {"labels": {"classes": {"secret": "#ff0000"}}}}, {"uri": "https://host:5000/a@b"}, {"root": "/data/minio4admins"},
-    ],
-)  # fmt: skip
-def test_what_only_looks_like_a_secret_is_a_setting(setting: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {
-        "DISABLE_TOKEN": "1",
-        "A_PASSWORD": "segmentation",
-        "AWS_SECRET_ACCESS_KEY": "minio4admin",
-    }.items():
-        monkeypatch.setenv(name, value)
-    refused = []
-    try:
-        refuse_secrets(setting)
-    except ValueError as error:
-        refused.append(str(error))
-    assert not refused
-
-
-@pytest.mark.parametrize(
-    ("settings", "typed", "said"),
-    [
-        ({"a": ["x", "http://me:p4ss@host"]}, [], "a holds a password in an address"),
-        ({"uri": "redis://:p4ss@host"}, [], "uri holds a password in an address"),
-        ({"uri": f"https://{'5fa1b2c3' * 3}@host"}, [], "uri holds a password in an address"),
-        ({"logger": {"comet": {"api_key": "abc"}}}, [], "logger.comet.api_key holds a password, a key or a token"),
-        ({"hf_token": "hf_5fa1b2c3d4e5f6"}, [], "hf_token holds a password, a key or a token"),
-        ({"note": "see /a/letmein4ever/b"}, [], "note holds the value of SOME_PASSWORD"),
-        ({}, ["+logger.comet.api_key=abc,def"], r"logger.comet.api_key holds a password, a key or a token"),
-        ({}, ["hydra.sweeper.storage='postgresql://me:p4ss@host'"], "hydra.sweeper.storage holds a password in an address"),
-    ],
-)  # fmt: skip
-def test_secrets_are_refused_by_where_they_stand_and_whose_they_are(
-    settings: Any, typed: list[str], said: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SOME_PASSWORD", "letmein4ever")
-    with pytest.raises(ValueError, match=said) as refusal:
-        refuse_secrets(settings, typed)
-    assert not any(secret in str(refusal.value) for secret in ("p4ss", "5fa1b2c3", "letmein4ever", "abc"))

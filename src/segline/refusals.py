@@ -81,7 +81,7 @@ def _explain(error: Exception, command: str, arguments: Sequence[str]) -> str | 
     if isinstance(error, HydraException):
         return _explain_override(str(error), command)
     if isinstance(error, InterpolationResolutionError):
-        return _explain_reference(str(error), command)
+        return _explain_reference(error, command)
     if isinstance(error, ValueError | OSError) and _is_ours(error):
         return str(error)
     if isinstance(error, PermissionError | NotADirectoryError | FileExistsError) and error.filename:
@@ -102,14 +102,16 @@ def _explain_override(message: str, command: str) -> str:
     return f"there is no {key!r} to override.{nearest(key, known)}\n{where}"
 
 
-def _explain_reference(message: str, command: str) -> str:
+def _explain_reference(error: Any, command: str) -> str:
+    """What to say of a reference of OmegaConf's that leads nowhere."""
+    where, message = error.full_key or "a setting", str(error.msg or error).partition("\n")[0]
     if variable := re.search(r"Environment variable '(.*?)' not found", message):
         name = variable[1]
-        wanted = f"there is no environment variable {name}, as ${{oc.env:{name}}} wants"
-        return f"{wanted}; export it, or say what stands for it: ${{oc.env:{name},VALUE}}"
+        remedy = f"export it, or say what stands for it: ${{oc.env:{name},VALUE}}"
+        return f"{where} refers to the environment variable {name}, which there is not; {remedy}"
     if key := re.search(r"Interpolation key '(.*?)' not found", message):
-        return f"there is no {key[1]!r}, as ${{{key[1]}}} wants.{nearest(key[1], _known(command))}"
-    return message
+        return f"{where} refers to {key[1]!r}, which there is not.{nearest(key[1], _known(command))}"
+    return f"{where}: {message}"
 
 
 def _known(command: str) -> list[str]:

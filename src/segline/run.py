@@ -25,9 +25,8 @@ __all__ = ["compare_models", "evaluate", "explain", "export", "offer_own_data", 
 
 #: Keys of the configs of predict and eval that say how trained networks are asked.
 ASKED = (
-    *("checkpoint", "trust", "window", "overlap", "blend", "batch_size"),
-    *("tta", "dropout_passes", "calibrated", "also", "cog"),
-)
+    "checkpoint", "trust", "window", "overlap", "blend", "batch_size", "tta", "dropout_passes", "calibrated", "also", "cog",
+)  # fmt: skip
 #: `trainer.accelerator` of what may run on a GPU.
 _MAY_BE_GPU = ("auto", "gpu", "cuda")
 #: What a command does with its config; a number is for sweepers.
@@ -74,11 +73,12 @@ def train(config: DictConfig) -> float | None:
 def _train(config: DictConfig, run_dir: Path, sweep: bool = False) -> None:
     """Resolve the config, and train in as many processes as it asks for."""
     hydra_config = HydraConfig.get()
-    chosen_folder = any(override.startswith(_FOLDERS) for override in hydra_config.overrides.hydra)
+    chosen_folder = any(override.startswith(_FOLDERS) for override in as_list(hydra_config.overrides.hydra))
     if LAUNCHED in os.environ and not chosen_folder:
         raise ValueError(
             "several processes need one folder: set hydra.run.dir=runs/NAME, and resume=auto to go on there"
         )
+    settings = _plain(config)  # before what was typed is read, for of a wrong reference this knows the setting
     choices = hydra_config.runtime.choices
     chosen = {group: choice for group, choice in choices.items() if not group.startswith("hydra/") and "@" not in group}
     own = [source.path for source in hydra_config.runtime.config_sources if source.provider == "command-line"]
@@ -86,7 +86,7 @@ def _train(config: DictConfig, run_dir: Path, sweep: bool = False) -> None:
     # Under a name of its own: the folder's config is another run's until the job holds the folder.
     path = temporary_path(run_dir / CONFIG)
     try:
-        _refuse_secrets(config, run_dir)
+        _refuse_secrets(settings, run_dir)
         resolved = _resolve(
             config,
             {"name": run_dir.name, "choices": chosen, "sweep": run_dir.parent.name if sweep else None, **started},
@@ -255,13 +255,13 @@ def _resolve(config: DictConfig, run: dict[str, Any]) -> DictConfig:
     return OmegaConf.create({"run": run, **_plain(config)})
 
 
-def _refuse_secrets(config: DictConfig, run_dir: Path) -> None:
+def _refuse_secrets(settings: dict[str, Any], run_dir: Path) -> None:
     """Refuse a config or a command with a secret in it, and take back what Hydra has written of it where it was told to."""
     hydra_config = HydraConfig.get()
     # Hydra's own are kept nowhere with their references resolved; those of the run are.
     typed = [*hydra_config.overrides.task, *as_list(hydra_config.overrides.hydra)]
     try:
-        refuse_secrets(_plain(config), typed)
+        refuse_secrets(settings, typed)
     except ValueError:
         if hydra_config.output_subdir is not None:
             for name in ("config.yaml", "hydra.yaml", "overrides.yaml"):

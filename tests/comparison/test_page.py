@@ -150,7 +150,7 @@ def test_odd_names_are_shown_as_they_are(opened: Page) -> None:
     assert ODD in opened.locator("#runs-table tbody").inner_text()
     draw(opened, "forest")
     assert f"{ODD}, lr=0.01" in opened.locator("#forest .ytick").all_text_contents()
-    assert opened.locator("#forest .xtitle").text_content() == f"{ODD}, lr=0.001 less each, by dice_case"
+    assert opened.locator("#forest .xtitle").text_content() == f"{ODD}, lr=0.001 minus each of these, dice_case"
 
 
 def test_a_method_of_every_pair_is_named_by_the_axis(browser: Browser, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ def test_a_method_of_every_pair_is_named_by_the_axis(browser: Browser, tmp_path:
     page.goto((tmp_path / "compare.html").as_uri())
     draw(page, "forest")
     assert page.locator("#forest .ytick").all_text_contents() == ["fcn", "unetr"]
-    assert page.locator("#forest .xtitle").text_content() == "each less unet, by dice_case"
+    assert page.locator("#forest .xtitle").text_content() == "each of these minus unet, dice_case"
     page.close()
 
 

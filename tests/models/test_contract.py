@@ -27,7 +27,11 @@ def narrow(file: Path, levels: int = 3) -> dict[str, Any]:
     """Widths of a YAML file, as small as they can be: `channels`, `..._channels` of so many levels at most, `embed_dim`."""
     model: Any = OmegaConf.to_container(OmegaConf.load(file))
     # A null stands for as many as there are in the paper.
-    lists = {key: value for key, value in model.items() if key.endswith("channels") and not isinstance(value, str)}
+    lists = {
+        key: value
+        for key, value in model.items()
+        if key.endswith("channels") and (value is None or isinstance(value, list))
+    }
     counts = {key: levels if value is None else min(levels, len(value)) for key, value in lists.items()}
     widths: dict[str, Any] = {key: [4 + 2 * k for k in range(count)] for key, count in counts.items()}
     return {**widths, "embed_dim": EMBEDDING} if "embed_dim" in model else widths
@@ -71,9 +75,8 @@ def make_as_it_starts(
     except Exception as refusal:
         if spatial_dims in (2, 3) and f"{'volumes' if spatial_dims == 2 else 'images'} only" in str(refusal):
             pytest.skip("takes no others, and says so")
-        if not (
-            fixed := re.search(r"channels is .*expected (\d+)?", str(refusal))
-        ):  # of a fixed depth are some, and say so
+        # Of a fixed depth are some, and say so.
+        if not (fixed := re.search(r"channels is .*expected (\d+)?", str(refusal))):
             raise
     return attempt(int(fixed[1] or 99))
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -214,14 +215,62 @@ def test_a_worker_that_is_killed_costs_no_point(tmp_path: Path) -> None:
     assert set(ended(tmp_path / "log")) == {"0_seed=0", "2_seed=1", "3_seed=2"}
 
 
-def test_a_launcher_that_starts_nothing_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def launches(monkeypatch: pytest.MonkeyPatch, ends: str) -> list[int]:
+    """Let launches end as the letters say: (i)dle by an error, by one (a)fter the first job, and then well; how many jobs each got."""
+    real, sizes = Plugins.instantiate_launcher, []
+
+    def instantiate(self: Plugins, **settings: Any) -> Any:
+        launcher = real(self, **settings)
+
+        def launch(jobs: Sequence[Sequence[str]], initial_job_idx: int) -> Any:
+            sizes.append(len(jobs))
+            end = ends[len(sizes) - 1 : len(sizes)]
+            if end != "i":
+                done = launcher.launch(jobs[:1] if end else jobs, initial_job_idx=initial_job_idx)
+            if end:
+                raise OSError("a worker died while it imported")
+            return done
+
+        return SimpleNamespace(launch=launch)
+
+    monkeypatch.setattr(Plugins, "instantiate_launcher", instantiate)
+    return sizes
+
+
+def test_jobs_that_die_before_they_begin_are_launched_again_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = launches(monkeypatch, "i")
+    sweep(["seed=0,1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
+    assert sizes == [3, 3]
+    assert len(ended(tmp_path / "log")) == 3
+
+
+def test_only_launches_in_a_row_that_start_nothing_end_a_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = launches(monkeypatch, "iai")
+    sweep(["seed=0,1,2", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
+    assert sizes == [3, 3, 2, 2]
+    assert ended(tmp_path / "log") == Counter(["0_seed=0", "1_seed=1", "2_seed=2"])
+
+
+def test_a_trial_whose_job_dies_before_it_begins_is_trained_nevertheless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = launches(monkeypatch, "i")
+    start = ["sweep=optuna", "optimizer.lr=interval(1e-3,1e-2)", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    sweep([*start, "hydra.sweeper.n_trials=2"], tmp_path / "log")
+    assert sizes == [1, 1, 1]
+    assert len(ended(tmp_path / "log")) == 2
+
+
+def test_a_launcher_that_starts_nothing_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without SLURM there is no srun."""
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match=r"the launcher ended with .*srun.*; nothing was started"):
         sweep(["seed=0,1", "hydra/launcher=slurm", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
 
 
-def test_a_launcher_that_starts_nothing_more_is_said_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_launcher_that_starts_nothing_more_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the cluster's scheduler goes away: trials of a search must not be used up for it."""
     start = ["sweep=optuna", "optimizer.lr=interval(1e-3,1e-2)", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
     sweep([*start, "hydra.sweeper.n_trials=1"], tmp_path / "log")
@@ -298,13 +347,15 @@ def test_points_that_had_not_begun_when_another_was_killed_are_launched_together
 ) -> None:
     launched: list[list[str]] = []
 
-    def launch(self: Sweep, folder: Path, points: Sequence[Point], first: int) -> None:
+    def launch(self: Sweep, folder: Path, points: Sequence[Point], first: int) -> set[str]:
         launched.append([point.name for point in points])
-        for point in points if len(launched) > 1 else points[:1]:
+        begun = points if len(launched) > 1 else points[:1]
+        for point in begun:
             (folder / point.name).mkdir(exist_ok=True)
             (folder / point.name / ".claim").touch()
             if len(launched) > 1:
                 write_json(folder / point.name / "scores.json", {"val/iou": 0.5})
+        return {point.name for point in begun}
 
     monkeypatch.setattr(Sweep, "launch", launch)
     sweep(["seed=0,1,2,3", f"hydra.sweep.dir={tmp_path / 'sweep'}"], tmp_path / "log")
@@ -336,9 +387,10 @@ def test_a_sweep_whose_points_are_at_work_elsewhere_has_not_ended(
     """As where a command is stopped and typed again while its jobs on a cluster go on."""
     monkeypatch.chdir(tmp_path)
 
-    def only_make(self: Sweep, folder: Path, points: Sequence[Point], first: int) -> None:
+    def only_make(self: Sweep, folder: Path, points: Sequence[Point], first: int) -> set[str]:
         for point in points:
             (folder / point.name).mkdir(exist_ok=True)
+        return {point.name for point in points}
 
     with monkeypatch.context() as patched:
         patched.setattr(Sweep, "launch", only_make)

@@ -33,6 +33,9 @@ A class that neither the truth nor the prediction of a case has gives no score; 
   trust=[PACKAGE]         packages besides segline's own whose networks may be built for the page's pictures"""
 
 
+_NO_PICTURES = "trust= is for the pictures of a page, and there is none; set output=compare.html, or leave it out"
+
+
 def main(arguments: Sequence[str]) -> None:
     """Compare as the command line says."""
     if not arguments or {"-h", "--help"} & set(arguments):
@@ -41,10 +44,8 @@ def main(arguments: Sequence[str]) -> None:
     places, settings = read(arguments)
     output = settings.pop("output", None)
     trust = [name.strip(" '\"") for name in settings.pop("trust", "").strip("[]").split(",") if name]
-    if trust and not (output or "").lower().endswith(".html"):
-        raise ValueError(
-            f"trust={trust} is for the pictures of a page, and there is none; set output=compare.html, or leave it out"
-        )
+    if trust and not output:
+        raise ValueError(_NO_PICTURES)
     write = _writer(output, trust) if output else None
     comparison = compare_runs(places, **settings)
     print(said(comparison))
@@ -86,6 +87,8 @@ def _writer(output: str, trust: Sequence[str]) -> Callable[[Path, Comparison], o
         return partial(write_with_panels, trust=trust)
     if suffix not in styles:
         raise ValueError(f"output={output}: expected a name that ends in .html, {' or '.join(styles)}")
+    if trust:
+        raise ValueError(_NO_PICTURES)
 
     def write(path: Path, comparison: Comparison) -> None:
         with committed(path) as temporary:

@@ -68,11 +68,16 @@ def find_methods(runs: Sequence[Run]) -> list[Method]:
         of_settings.setdefault(tuple(repr(run.settings.get(key)) for key in keys), []).append(run)
     settings = [{key: alike[0].settings.get(key) for key in keys} for alike in of_settings.values()]
     named = _name_all(settings) if keys else [(str(runs[0].settings["model"]), {})]
-    methods = []
-    for (name, unsaid), own, alike in zip(named, settings, of_settings.values(), strict=True):
-        if len(name) > _LONGEST:
-            name = ", ".join(str(own[key]) for key in _KNOWN if key in own) + f" ({alike[0].name})"
-        methods.append(Method(name, own, alike, unsaid))
+    if any(len(name) > _LONGEST for name, _ in named):
+        chosen = [", ".join(say_value(own[key]) for key in _KNOWN if key in own) for own in settings]
+        named = [
+            (f"{known or 'run'} ({alike[0].name})", {})
+            for known, alike in zip(chosen, of_settings.values(), strict=True)
+        ]
+    methods = [
+        Method(name, own, alike, unsaid)
+        for (name, unsaid), own, alike in zip(named, settings, of_settings.values(), strict=True)
+    ]
     # Values that are typed alike, such as a number and its text, differ nevertheless.
     names = [method.name for method in methods]
     return [replace(m, name=f"{m.name} ({m.runs[0].name})") if names.count(m.name) > 1 else m for m in methods]
@@ -124,6 +129,9 @@ def _name_all(settings: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, A
         told.append({key: one[key] for key in keys if len(of_key[key]) > 1})
         alike = {key: 2 * of_key[key][repr(one[key])] > of_key[key].total() for key in told[-1]}
         usual.append({key: value for key, value in told[-1].items() if key not in _KNOWN and alike[key]})
+    # What is usual of some networks and not of others is said of all.
+    several = {key for key in keys if len({repr(of_one[key]) for of_one in usual if key in of_one}) > 1}
+    usual = [{key: value for key, value in of_one.items() if key not in several} for of_one in usual]
     # Most settings of an ablation are usual; of a grid none is, for there are as many of each value.
     if 2 * sum(map(len, usual)) <= sum(key not in _KNOWN for of_one in told for key in of_one):
         usual = [{} for _ in settings]

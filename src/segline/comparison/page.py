@@ -47,7 +47,9 @@ def write_with_panels(path: Path, comparison: Comparison, trust: Sequence[str] =
         panels = draw_panels(comparison, trust)
         note = NOTE if panels else ""
     except Exception as error:  # networks and data of any kind fail in any way, which the page can say
-        why = str(error) if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: {error}"
+        why = (
+            str(error) if isinstance(error, ValueError | OSError) and str(error) else f"{type(error).__name__}: {error}"
+        )
         panels, note = [], f"Without pictures: {why}"
         print(f"without pictures: {why}", file=sys.stderr)
     if note:

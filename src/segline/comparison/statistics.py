@@ -96,9 +96,8 @@ def compare(
             f"{wrong[0]} has scores {values[wrong[0]].shape} of {len(groups)} cases; expected one each, [N]"
         )
     named = combinations(values, 2) if against is None else ((name, against) for name in values if name != against)
-    _, members = np.unique(
-        np.asarray(groups), return_inverse=True
-    )  # numbers are sorted faster than names, for each pair
+    # Numbers are sorted faster than names, for each pair.
+    _, members = np.unique(np.asarray(groups), return_inverse=True)
     differences = {pair: group_means(values[pair[0]] - values[pair[1]], members) for pair in named}
     tested = {pair: own for pair, own in differences.items() if len(own) >= LEAST_GROUPS}
     ps = dict(zip(tested, holm(sign_flips(list(tested.values()))), strict=True))

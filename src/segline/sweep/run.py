@@ -88,8 +88,7 @@ class Sweep:
                 # One that was killed may have taken others with it: it is launched by itself, and those that had not begun together.
                 killed = [point for point in todo if starts[point.name]]
                 for part in filter(None, [[p for p in todo if p not in killed], *([point] for point in killed)]):
-                    self.launch(folder, part, points.index(part[0]))
-                starts.update(p.name for p in [p for p in todo if begun_at(folder / p.name)] or todo)
+                    starts.update(self.launch(folder, part, points.index(part[0])))
             ensembles = write_ensembles(folder, points)
             further = "\n".join(f"ensemble  {one} (checkpoint= of predict.py)" for one in ensembles)
             return self.report(folder, points, _AGAIN, further, repeats=are_repeats(points))
@@ -108,10 +107,10 @@ class Sweep:
         """The folder of this very sweep; `further` is what it is told by besides its overrides."""
         hydra = self.config.hydra
         command = {"overrides": [str(one.input_line) for one in self.overrides], **further}
-        chosen = any(one.startswith("hydra.sweep.dir=") for one in hydra.overrides.hydra)
+        chosen = any(one.startswith("hydra.sweep.dir=") for one in as_list(hydra.overrides.hydra))
         return sweep_folder(Path(hydra.sweep.dir).absolute(), chosen, command, done)
 
-    def launch(self, folder: Path, points: Sequence[Point], first: int) -> None:
+    def launch(self, folder: Path, points: Sequence[Point], first: int) -> set[str]:
         """Train points as the launcher does; what became of each is in its folder.
 
         Args:
@@ -119,8 +118,11 @@ class Sweep:
             points: Of it.
             first: Number of the first one.
 
+        Returns:
+            The names of those that were started.
+
         Raises:
-            ValueError: The launcher could start none of them, and none before.
+            ValueError: The launcher ended by an error and had started nothing, twice in a row.
         """
         with read_write(self.config.hydra), open_dict(self.config.hydra):
             self.config.hydra.sweep.dir = str(folder)
@@ -137,21 +139,28 @@ class Sweep:
             ]
             for p in points
         ]
-        before = [begun_at(folder / point.name) for point in points]
+        before = {point.name: begun_at(folder / point.name) for point in points}
+
+        def started() -> set[str]:
+            return {name for name, when in before.items() if begun_at(folder / name) != when}
+
         try:
             launcher.launch(jobs, initial_job_idx=first)
             self._idle_launches = 0
+            return started() or set(
+                before
+            )  # of jobs that vanish without a word each counts: they are not launched for ever
         except Exception as error:  # of the launcher, such as a worker that was killed; points keep their own errors
             said = f"the launcher ended with {type(error).__name__}: {error}"
-            if before == [begun_at(folder / point.name) for point in points]:
-                # One may have died on its way; a launcher that is out of order would use up every trial.
-                self._idle_launches += 1
-                if self._idle_launches == MOST_STARTS:
-                    raise ValueError(f"{said}; nothing was started") from error
+            # A worker may have died on its way; a launcher that is out of order would use up every trial.
+            self._idle_launches = 0 if started() else self._idle_launches + 1
+            if self._idle_launches == MOST_STARTS:
+                raise ValueError(f"{said}; nothing was started") from error
             print(said, file=sys.stderr)
             # Some launchers end at the first job that is killed, and others go on.
             while any(state_of(folder / point.name) is State.RUNNING for point in points):
                 time.sleep(_SECONDS_BETWEEN_LOOKS)
+            return started()
         except (KeyboardInterrupt, SystemExit):
             there = len(list(folder.glob(f"*/{SCORES}")))
             print(f"\nstopped   {folder}: {count_of(there, 'point')} done; the same command goes on", flush=True)

@@ -105,16 +105,17 @@ class Search:
                 "\n          ".join(
                     [
                         f"sweep     {folder}",
-                        f"{there} of {self.n_trials} trials there{self._one_at_a_time()}; searched are:",
+                        f"{there} of {self.n_trials} trials there; searched are:",
                         *searched,
+                        *self._one_at_a_time(),
                     ]
                 )
             )
             starts: Counter[int] = Counter()
             while trials := self._next(study, folder, starts):
                 points = [self._point(trial.params, trial.number) for trial in trials]
-                self.sweep.launch(folder, points, trials[0].number)
-                starts.update(trial.number for trial in trials)
+                started = self.sweep.launch(folder, points, trials[0].number)
+                starts.update(t.number for t, point in zip(trials, points, strict=True) if point.name in started)
                 with alone(folder):
                     for trial in trials:
                         self._tell(study, folder, trial.number, starts)
@@ -125,11 +126,12 @@ class Search:
             among = [] if best is None else [self._point(best.params, best.number)]
             return self.sweep.report(folder, points, again, further, among=among)
 
-    def _one_at_a_time(self) -> str:
+    def _one_at_a_time(self) -> list[str]:
         """A word to who set up a launcher that trains several jobs, and gives it one."""
         launcher = self.sweep.config.hydra.launcher
-        meant = self.batch > 1 or launcher._target_.endswith(".BasicLauncher") or launcher.get("n_jobs") == 1
-        return "" if meant else ", one trial at a time, as hydra.sweeper.batch is 1"
+        if self.batch > 1 or launcher._target_.endswith(".BasicLauncher") or launcher.get("n_jobs", -1) in (1, None):
+            return []
+        return ["the launcher gets one trial at a time; hydra.sweeper.batch=8 gives it eight at once"]
 
     def _covering(self) -> Iterator[Point]:
         """Points that have each choice once at least, and one of each interval."""
