@@ -131,7 +131,9 @@ def test_the_command_prints_a_row_for_each_that_takes_what_is_asked(tmp_path: Pa
     assert [line.split("|")[1].strip() for line in done.stdout.splitlines() if "|" in line][2:] == ["unet"]
     assert "- unet3d: Could not override 'model.norm'" in done.stdout
     assert "- unet_2015: Could not override 'model.norm'" in done.stdout
-    done = run("model=attention_unet,unet_2015", "model.channels=[4,6]", "size=[8,16,16]", "in_channels=1", "repeats=1")
+    done = run(
+        "model=attention_unet,unet_2015", "model.channels=[4,6,8]", "size=[8,16,16]", "in_channels=1", "repeats=1"
+    )
     assert "| attention_unet |" in done.stdout
     assert "- unet_2015: the U-Net of 2015 takes images only" in done.stdout
     assert "attention_unet" in done.stderr

@@ -198,7 +198,7 @@ def test_the_command_leaves_tables_and_pictures_of_a_run(tmp_path: Path) -> None
         "data=biomedical3d",
         "trainer=cpu",
         "trainer.max_steps=4",
-        "model.channels=[4,8]",
+        "model.channels=[4,6,8]",
         "logger=none",
         "callbacks.pictures=false",
         f"hydra.run.dir={run}",

@@ -9,13 +9,15 @@ from numpy.typing import ArrayLike, NDArray
 
 #: Groups drawn at once: bounds the memory, and stays within the processor's cache.
 _DRAWN_AT_ONCE = 2**18
+#: Sets of cases that are drawn, where nothing else is asked for.
+_RESAMPLES = 2000
 
 
 def interval(
     values: ArrayLike,
     groups: Sequence[object] | NDArray[np.generic] | None = None,
     level: float = 0.95,
-    resamples: int = 2000,
+    resamples: int = _RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float, float]:
     """Mean of the scores of cases, and the bounds between which it would lie for other cases of the same kind.
@@ -49,16 +51,11 @@ def interval(
     return ratio_interval(scores, np.ones_like(scores), groups, level, resamples, seed)
 
 
-def intervals(
-    values: Sequence[ArrayLike], level: float = 0.95, resamples: int = 2000, seed: int = 0
-) -> list[tuple[float, float, float]]:
+def intervals(values: Sequence[ArrayLike]) -> list[tuple[float, float, float]]:
     """As `interval` of each of many, all of whose scores count and belong to no groups: those of a length share their draws.
 
     Args:
         values: Scores, each `[N]`, of any lengths.
-        level: As for `interval`, and so on.
-        resamples: Likewise.
-        seed: Likewise.
 
     >>> intervals([[0.75, 0.75], [0.5]])
     [(0.75, 0.75, 0.75), (0.5, nan, nan)]
@@ -68,20 +65,11 @@ def intervals(
     for size in {len(own) for own in scores} - {0, 1}:
         of_size = [k for k, own in enumerate(scores) if len(own) == size]
         together = np.stack([scores[k] for k in of_size], 1)  # [N, P]
-        means = np.concatenate([counts @ together for counts in _draw_counts(size, resamples, seed)]) / size
-        bounds = np.quantile(means, [(1 - level) / 2, (1 + level) / 2], axis=0)
+        means = np.concatenate([counts @ together for counts in _draw_counts(size, _RESAMPLES, seed=0)]) / size
+        bounds = np.quantile(means, [0.025, 0.975], axis=0)
         for k, low, high in zip(of_size, *bounds, strict=True):
             found[k] = (found[k][0], float(low), float(high))
     return found
-
-
-def _draw_counts(size: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """How often each of so many is drawn, with replacement, `[R, N]`, in parts; the draws are those of `_resampled`."""
-    rng, step = np.random.default_rng(seed), max(1, _DRAWN_AT_ONCE // size)
-    for start in range(0, resamples, step):
-        rows = min(step, resamples - start)
-        drawn = rng.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
 
 
 def ratio_interval(
@@ -89,7 +77,7 @@ def ratio_interval(
     denominators: ArrayLike,
     groups: Sequence[object] | NDArray[np.generic] | None = None,
     level: float = 0.95,
-    resamples: int = 2000,
+    resamples: int = _RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float, float]:
     """As `interval`, of a score over the data set: the sum of numerators by the sum of denominators.
@@ -141,7 +129,7 @@ def interval_of(
     totals: ArrayLike,
     groups: Sequence[object],
     level: float = 0.95,
-    resamples: int = 2000,
+    resamples: int = _RESAMPLES,
     seed: int = 0,
 ) -> tuple[float, float]:
     """Bounds of any statistic of sums over cases, such as the mean over classes of a score of the data set's counts.
@@ -172,12 +160,14 @@ def interval_of(
 
 def _resampled(totals: NDArray[np.float64], resamples: int, seed: int) -> NDArray[np.float64]:
     """Ratios `[resamples]` of as many groups as there are, drawn with replacement; totals of the groups are `[2, G]`."""
-    rng = np.random.default_rng(seed)
-    num_groups = totals.shape[1]
-    ratios = np.empty(resamples)
-    step = max(1, _DRAWN_AT_ONCE // num_groups)
+    sums = np.concatenate([counts @ totals.T for counts in _draw_counts(totals.shape[1], resamples, seed)])
+    return sums[:, 0] / sums[:, 1]
+
+
+def _draw_counts(size: int, resamples: int, seed: int) -> Iterator[NDArray[np.float64]]:
+    """How often each of so many is drawn, with replacement, `[R, N]`, in parts."""
+    rng, step = np.random.default_rng(seed), max(1, _DRAWN_AT_ONCE // size)
     for start in range(0, resamples, step):
-        part = ratios[start : start + step]
-        drawn = rng.integers(num_groups, size=(len(part), num_groups))
-        part[:] = totals[0][drawn].sum(1) / totals[1][drawn].sum(1)
-    return ratios
+        rows = min(step, resamples - start)
+        drawn = rng.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
+        yield np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size).astype(np.float64)
