@@ -1,5 +1,6 @@
 """Made-up runs, put side by side: who is one method, what is compared, what is said and refused."""
 
+from contextlib import nullcontext
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from segline.cli import main as cli
 from segline.comparison.command import main, read
 from segline.comparison.compare import Comparison, compare_runs, mean_of, score_classes
 from segline.comparison.methods import Method, differing, find_methods
+from segline.comparison.panels import draw_panels
 from segline.comparison.runs import Cases, Run, find_runs
 from segline.comparison.statistics import Pair, compare
 from segline.comparison.text import method_rows, method_table, pair_table, said, verdicts
+from segline.tables import write_cases
 
 HARD = np.random.default_rng(0).uniform(0.4, 0.8, 12)
 
@@ -135,6 +138,61 @@ def test_a_case_that_a_run_has_not_seen_has_no_score() -> None:
     tables = [Cases(["x"], ["g"], {"dice/a": np.array([0.5])}), Cases(["y"], ["g"], {"dice/a": np.array([0.25])})]
     scores = score_classes(tables, ["x", "y"], "dice_case")["a"]
     assert scores == pytest.approx(np.array([[0.5, np.nan], [np.nan, 0.25]]), nan_ok=True)
+
+
+def evaluate(run: Path, dice: list[float], surface: list[float | None], name: str = "val") -> None:
+    """Leave what `src/eval.py` does, in another order than that of training."""
+    rows = [
+        {
+            "split": "val",
+            "case": f"case {k}",
+            "group": f"case {k}",
+            "dice/nucleus": dice[k],
+            "surface_dice/nucleus": surface[k],
+        }
+        for k in reversed(range(len(dice)))
+    ]
+    (run / "eval" / name).mkdir(parents=True)
+    write_cases(run / "eval" / name / "cases.parquet", rows)
+
+
+def test_what_evaluation_alone_measures_is_compared(tmp_path: Path) -> None:
+    one, other = [0.5] * 6, [0.6] * 6
+    write_run(tmp_path / "a", {"nucleus": one})
+    write_run(tmp_path / "b", {"nucleus": other}, choices={"model": "fcn"})
+    evaluate(tmp_path / "a", one, [0.9, None, 0.8, 0.7, 0.6, 0.7])
+    evaluate(tmp_path / "b", other, [0.5, 0.0, 0.6, 0.6, 0.5, 0.4])
+    comparison = compare_runs([str(tmp_path)], "surface_dice")
+    assert [method.name for method in comparison.methods] == ["unet", "fcn"]  # the other way round than by Dice
+    # Where one finds nothing and nothing is, and the other invents something, it is right.
+    of_case = dict(zip(comparison.names, comparison.scores.T.tolist(), strict=True))
+    assert of_case == {
+        "case 0": [0.9, 0.5], "case 1": [1.0, 0.0], "case 2": [0.8, 0.6], "case 3": [0.7, 0.6], "case 4": [0.6, 0.5], "case 5": [0.7, 0.4],
+    }  # fmt: skip
+    assert [pair.verdict for pair in comparison.pairs] == ["better"]
+    assert compare_runs([str(tmp_path)]).methods[0].name == "fcn"
+
+
+def test_evaluations_are_compared_by_the_names_of_their_folders(tmp_path: Path) -> None:
+    for name, model, flipped in (("a", "unet", 0.7), ("b", "fcn", 0.6)):
+        write_run(tmp_path / name, {"nucleus": [0.1] * 6}, choices={"model": model})
+        evaluate(tmp_path / name, [flipped] * 6, [0.5] * 6, "val_tta-flips")
+    comparison = compare_runs([str(tmp_path)], split="val_tta-flips")
+    assert list(comparison.reached.values()) == [pytest.approx(0.7), pytest.approx(0.6)]
+    assert any("flattered" in note for note in comparison.notes)
+    with pytest.raises(ValueError, match="not of the evaluation val_tta-flips"):
+        draw_panels(comparison)
+
+
+@pytest.mark.parametrize(
+    ("dice", "refused"), [([0.5] * 6, False), ([0.501] * 6, False), ([0.6] * 6, True), ([0.5] * 5, True)]
+)
+def test_an_evaluation_of_other_weights_or_cases_is_refused(tmp_path: Path, dice: list[float], refused: bool) -> None:
+    write_run(tmp_path / "a", {"nucleus": [0.5] * 6})
+    evaluate(tmp_path / "a", dice, [0.9] * len(dice))
+    expected = pytest.raises(ValueError, match="is of other weights or other cases") if refused else nullcontext()
+    with expected:
+        compare_runs([str(tmp_path)], "surface_dice")
 
 
 def test_means_over_classes_leave_out_the_background_and_absent_ones(tmp_path: Path) -> None:
@@ -316,8 +374,6 @@ def test_where_each_class_is_some_background_one_must_be_named() -> None:
     tables = [Cases(["x"], ["g"], {f"dice/{name}": np.array([0.5]) for name in ("cat", "dog")})]
     with pytest.raises(ValueError, match=r"classes cat, dog is the background of some run.*metric=dice_case/cat"):
         score_classes(tables, ["x"], "dice_case", {"cat", "dog"})
-    with pytest.raises(ValueError, match="no run has measured dice"):
-        score_classes([Cases(["x"], ["g"], {})], ["x"], "dice_case")
 
 
 @pytest.mark.parametrize(
@@ -325,7 +381,9 @@ def test_where_each_class_is_some_background_one_must_be_named() -> None:
     [
         (["nowhere"], {}, "nowhere does not exist; expected folders that src/train.py has left"),
         (["."], {}, ". holds no run"),
-        (["runs"], {"metric": "accuracy"}, "metric is 'accuracy'; expected one of dice_case, iou_case, or one of a class"),
+        (["runs"], {"metric": "accuracy"}, "'accuracy'; expected one of dice_case, iou_case, surface_dice, boundary_iou, or one"),
+        (["runs"], {"metric": "hd95/nucleus"}, "infinite where a class is missed.* metric=surface_dice/nucleus is 0 there"),
+        (["runs"], {"metric": "surface_dice"}, "has no surface_dice of its cases .6 of 6 runs have none.; it is measured by"),
         (["runs"], {"metric": "dice_case/cell"}, "there is no class 'cell'; expected one of background, nucleus"),
         (["runs"], {"split": "test"}, "has no cases of the test part"),
         (["runs"], {"against": "vnet"}, "there is no method 'vnet'; expected one of attention_unet; unet, or a run's folder"),

@@ -15,8 +15,11 @@ from segline.comparison.runs import Cases, Run, find_runs
 from segline.comparison.statistics import Pair, compare, group_means, least_groups
 from segline.words import count_of
 
-#: What is said of a case by its name in the logged scores -> by its column in a run's table of cases.
-METRICS = {"dice_case": "dice", "iou_case": "iou"}
+#: What is said of a case by its name in the logged scores -> by its column in a run's table of cases. More is better, and a class that is
+#: missed has 0.
+METRICS = {"dice_case": "dice", "iou_case": "iou", "surface_dice": "surface_dice", "boundary_iou": "boundary_iou"}
+#: Of a case that misses a class they are infinite, so that there is no mean difference.
+_DISTANCES = ("hd95", "assd")
 
 #: Of more methods only the best so many are tested against each other: a search of 200 runs has 19,900 pairs, of which no one reads
 #: the table. All pairs of the best, not each against the very best: of 200 equal methods the luckiest is far above most others, but near
@@ -32,8 +35,9 @@ class Comparison:
     """What runs come to, side by side.
 
     Args:
-        metric: What is compared, of a case: `dice_case`, `iou_case`, or either of one class, `dice_case/nucleus`.
-        split: Part of the data.
+        metric: What is compared, of a case: `dice_case`, `iou_case`, `surface_dice`, `boundary_iou`, or one of them of one class,
+            `dice_case/nucleus`.
+        split: Part of the data, or the name of an evaluation.
         methods: What is compared, the best first.
         names: Of the cases, `[N]`.
         groups: What each belongs to, `[N]`.
@@ -75,7 +79,7 @@ def compare_runs(
     Args:
         places: Folders of runs, of sweeps, or patterns of such.
         metric: As of `Comparison`.
-        split: Part of the data; None: the test part where all have one, else the validation part.
+        split: As of `Comparison`; None: the test part where all have one, else the validation part.
         against: Method that all others are compared with, or one of its folders; None: all pairs.
 
     Raises:
@@ -89,9 +93,7 @@ def compare_runs(
         )
     split = split or _shared_split(finished)
     methods = find_methods(finished)
-    tables = {run.folder: cases for run in finished if (cases := run.cases(split)) is not None}
-    if lacking := [run for run in finished if run.folder not in tables]:
-        raise ValueError(f"{lacking[0].folder} has no cases of the {split} part; set split to one that all runs have")
+    tables = _read_tables(finished, split, _column(metric))
     names, groups = _all_cases(tables.values())
     backgrounds = {str(run.settings.get(_BACKGROUND)) for run in finished}
     by_class = score_classes(list(tables.values()), names, metric, backgrounds)
@@ -136,12 +138,7 @@ def score_classes(
         ValueError: No such metric or class.
     """
     measure, _, one_class = metric.partition("/")
-    if measure not in METRICS:
-        raise ValueError(
-            f"metric is {metric!r}; expected one of {', '.join(METRICS)}, or one of a class: {next(iter(METRICS))}/CLASS; "
-            "those of the whole data set, such as iou, have no cases that could be paired"
-        )
-    prefix = METRICS[measure] + "/"
+    prefix = _column(metric) + "/"
     known = list(
         dict.fromkeys(name.removeprefix(prefix) for t in tables for name in t.columns if name.startswith(prefix))
     )
@@ -154,8 +151,6 @@ def score_classes(
         raise ValueError(
             f"each of the classes {', '.join(known)} is the background of some run, so that none enters a mean; "
             f"name one: metric={measure}/{known[0]}"
-            if known
-            else f"no run has measured {METRICS[measure]} of its cases; evaluate them again by src/eval.py"
         )
     places = {name: place for place, name in enumerate(names)}
     scores = {name: np.full((len(tables), len(names)), np.nan) for name in classes}
@@ -169,6 +164,44 @@ def score_classes(
     for name, of_class in scores.items():
         of_class[np.isnan(of_class) & seen[name] & ~np.isnan(of_class).all(0)] = 1.0
     return scores
+
+
+def _column(metric: str) -> str:
+    """Of a metric in tables of cases, without the class.
+
+    Raises:
+        ValueError: There is no such metric.
+    """
+    measure = metric.partition("/")[0]
+    if measure in _DISTANCES:
+        raise ValueError(
+            f"metric is {metric!r}, which is infinite where a class is missed or invented, so that differences have no mean; "
+            f"metric={metric.replace(measure, 'surface_dice')} is 0 there"
+        )
+    if measure not in METRICS:
+        raise ValueError(
+            f"metric is {metric!r}; expected one of {', '.join(METRICS)}, or one of a class: {next(iter(METRICS))}/CLASS; "
+            "those of the whole data set, such as iou, have no cases that could be paired"
+        )
+    return METRICS[measure]
+
+
+def _read_tables(runs: Sequence[Run], split: str, column: str) -> dict[Path, Cases]:
+    """Cases of each run, by its folder.
+
+    Raises:
+        ValueError: A run has none of this split, or this was not measured of them.
+    """
+    tables = {run.folder: run.cases(split, column) for run in runs}
+    if lacking := [folder for folder, cases in tables.items() if cases is None]:
+        raise ValueError(f"{lacking[0]} has no cases of the {split} part; set split to one that all runs have")
+    read = {folder: cases for folder, cases in tables.items() if cases is not None}
+    if lacking := [folder for folder, cases in read.items() if not cases.has(column)]:
+        raise ValueError(
+            f"{lacking[0]} has no {column} of its cases ({len(lacking)} of {count_of(len(read), 'run')} have none); it is measured by "
+            f"python src/eval.py checkpoint={lacking[0]} split={split}"
+        )
+    return read
 
 
 def _all_cases(tables: Iterable[Cases]) -> tuple[list[str], list[str]]:
@@ -238,7 +271,7 @@ def _doubts(
         for method in methods
         if method.num_repeats < len(method.runs)
     ]
-    if split == "val":
+    if split.partition("_")[0] == "val":  # an evaluation of it, too, such as val_tta-flips
         notes.append(
             "Scores are of the validation part, which also picked the weights of each run: all are flattered a little."
         )

@@ -16,6 +16,7 @@ from segline.comparison.compare import Comparison
 from segline.comparison.methods import Method
 from segline.comparison.runs import Run
 from segline.config import OWN, compose
+from segline.data.cases import SPLITS
 from segline.data.datamodule import SegmentationDataModule
 from segline.examples import choose_view, show_place
 from segline.inference.predictor import Predictor, Settings
@@ -39,12 +40,16 @@ def draw_panels(comparison: Comparison, trust: Sequence[str] = ()) -> list[dict[
         trust: Packages besides segline's own whose networks the runs may have.
 
     Raises:
-        ValueError: A run's data or weights are not there any more, or its network is not trusted.
+        ValueError: A run's data or weights are not there any more, its network is not trusted, or an evaluation is compared.
     """
     methods = comparison.methods[:_METHODS]
     scores = comparison.scores[:_METHODS]
     if len(methods) < 2:
         return []
+    if comparison.split not in SPLITS:
+        raise ValueError(
+            f"pictures are of a part of the data ({', '.join(SPLITS)}), and not of the evaluation {comparison.split}"
+        )
     spread = np.where(np.isnan(scores).any(0), -1, np.nan_to_num(scores).max(0) - np.nan_to_num(scores).min(0))
     chosen = [int(k) for k in np.argsort(-spread, kind="stable")[:_CASES] if spread[k] > 0]
     rows: list[dict[str, Any]] = [

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from segline import tables
 from segline.config import CONFIG
 
+#: By how much the mean Dice of a case may differ where the same weights are measured on another machine.
+_ROUNDED = 0.01
+
 
 @dataclass(frozen=True)
 class Run:
@@ -65,22 +68,28 @@ class Run:
         """A row for each epoch."""
         return tables.read_rows(self.folder / "metrics.csv")
 
-    def cases(self, split: str) -> Cases | None:
-        """The cases of a part of the data; None where it was not measured."""
-        import pyarrow.parquet as pq
+    def cases(self, split: str, measure: str = "dice") -> Cases | None:
+        """What was measured of cases, by training or, where it does not measure this, by `src/eval.py`; None where they were not measured.
 
-        path = self.folder / "cases.parquet"
-        if not path.is_file():
-            return None
-        rows = pq.read_table(path, filters=[("split", "=", split)])
-        if not len(rows):
-            return None
-        columns = {name: rows[name] for name in rows.column_names}
-        names, groups = (columns.pop(key).to_pylist() for key in ("case", "group"))
-        numbers = {
-            name: column.to_numpy().astype(np.float64) for name, column in columns.items() if column.type != "string"
-        }
-        return Cases(names, [str(group) for group in groups], numbers)
+        Args:
+            split: Part of the data, or an evaluation by the name of its folder in `eval/`, such as `val_tta-flips`.
+            measure: What is wanted of them, such as `surface_dice`.
+
+        Raises:
+            ValueError: The evaluation is of other weights than those of the run.
+        """
+        own = _read_cases(self.folder / "cases.parquet", split)
+        if own is not None and own.has(measure):
+            return own
+        evaluated = _read_cases(self.folder / "eval" / split / "cases.parquet")
+        if evaluated is None or own is None:
+            return own or evaluated
+        if not own.is_like(evaluated):
+            raise ValueError(
+                f"{self.folder / 'eval' / split} is of other weights or other cases than the run's own; evaluate it again: "
+                f"python src/eval.py checkpoint={self.folder} split={split}"
+            )
+        return evaluated
 
 
 @dataclass(frozen=True)
@@ -96,6 +105,20 @@ class Cases:
     names: list[str]
     groups: list[str]
     columns: dict[str, NDArray[np.float64]]
+
+    def has(self, measure: str) -> bool:
+        """Whether this was measured of any class."""
+        return any(name.startswith(f"{measure}/") for name in self.columns)
+
+    def is_like(self, other: Cases) -> bool:
+        """Whether the same weights can have been measured on the same cases, up to what machines round."""
+        places = {name: place for place, name in enumerate(other.names)}
+        if places.keys() != set(self.names):
+            return False
+        order = [places[name] for name in self.names]
+        both = [name for name in self.columns if name.startswith("dice/") and name in other.columns]
+        far = np.abs(np.stack([self.columns[name] - other.columns[name][order] for name in both]))
+        return not far[~np.isnan(far)].mean() > _ROUNDED
 
 
 def find_runs(places: Sequence[str]) -> tuple[list[Run], list[str]]:
@@ -122,6 +145,23 @@ def find_runs(places: Sequence[str]) -> tuple[list[Run], list[str]]:
             )
         found |= {folder: _read(path) for folder, path in runs.items() if folder not in found}
     return list(found.values()), empty
+
+
+def _read_cases(path: Path, split: str | None = None) -> Cases | None:
+    """A table of cases, or its part of a split; None where there is none."""
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        return None
+    rows = pq.read_table(path, filters=[("split", "=", split)] if split else None)
+    if not len(rows):
+        return None
+    columns = {name: rows[name] for name in rows.column_names}
+    names, groups = (columns.pop(key).to_pylist() for key in ("case", "group"))
+    numbers = {
+        name: column.to_numpy().astype(np.float64) for name, column in columns.items() if column.type != "string"
+    }
+    return Cases(names, [str(group) for group in groups], numbers)
 
 
 def _configs(folder: Path) -> Iterator[Path]:
