@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import segline.run
-from segline.cli import going_on, main
+from segline.cli import going_on, listed, main
 from segline.config import CONF_DIR, compose
 from segline.refusals import Stopped, explained, nearest
 from segline.run import _asked
@@ -274,3 +274,21 @@ def test_resume_of_what_is_no_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_name_is_offered_once() -> None:
     assert nearest("optimzer.lr", ["optimizer", "optimizer.lr", "optimizer"]).count("optimizer") == 2
+
+
+def test_a_sweep_over_checkpoints_takes_patterns_and_folders_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["2_loss=ce,lr=1", "10_loss=ce,lr=2", "it's"]
+    for name in names:
+        (tmp_path / "sweep" / name).mkdir(parents=True)
+        (tmp_path / "sweep" / name / "best.ckpt").touch()
+    (tmp_path / "sweep" / "ensemble").mkdir()
+    (tmp_path / "sweep" / "sweep.json").touch()
+    several = ["checkpoint='sweep/2_loss=ce,lr=1','sweep/10_loss=ce,lr=2'", r",'sweep/it\'s'"]
+    assert listed("checkpoint='sweep/*'") == "".join(several)
+    assert listed("checkpoint=sweep/2_loss=ce,lr=1,sweep/10_loss=ce,lr=2") == several[0]
+    assert listed("checkpoint=sweep/10*") == "checkpoint='sweep/10_loss=ce,lr=2'"
+    for left in ("checkpoint=sweep/2_loss=ce,lr=1,sweep/11", "checkpoint=[a,b]", "input=sweep/*"):
+        assert listed(left) == left

@@ -6,11 +6,12 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from glob import glob
 from pathlib import Path
 
 from segline.processes import search_path
 from segline.refusals import explained
-from segline.words import in_quotes
+from segline.words import in_quotes, natural
 
 #: What a user types -> the function of `segline.run`.
 _COMMANDS = {
@@ -56,7 +57,7 @@ def main(command: str | None = None) -> None:
         if command == "train":
             arguments = repeated(arguments)
         sweep = bool({"-m", "--multirun"} & set(arguments))
-        sys.argv[1:] = [quoted(argument, sweep) for argument in going_on(arguments)]
+        sys.argv[1:] = [quoted(listed(one) if sweep else one, sweep) for one in going_on(arguments)]
         if command == "models":
             sys.argv[1:] = gathered(sys.argv[1:])
         from segline import run
@@ -105,7 +106,7 @@ def _given(arguments: Sequence[str], key: str) -> str | None:
     value = values[-1].strip("'\"")
     if value.startswith("[") and not Path(value).exists():
         value = value.strip("[]").split(",")[0].strip(" '\"")
-    return os.path.expanduser(value)
+    return next(iter(_checkpoints(value)), os.path.expanduser(value))
 
 
 def quoted(argument: str, sweep: bool = False) -> str:
@@ -125,6 +126,36 @@ def quoted(argument: str, sweep: bool = False) -> str:
     if key in _TEMPLATES or (key in _PATHS and not separates):
         return key + equals + _text(value)
     return argument
+
+
+def listed(argument: str) -> str:
+    """Let a pattern of run folders stand for a sweep over those that it finds, whatever signs their names have.
+
+    >>> listed("checkpoint=runs/none*"), listed("checkpoint=[a,b]")
+    ('checkpoint=runs/none*', 'checkpoint=[a,b]')
+    """
+    key, _, value = argument.partition("=")
+    found = _checkpoints(value) if key == "checkpoint" else []
+    return f"{key}={','.join(map(in_quotes, found))}" if found else argument
+
+
+def _checkpoints(value: str) -> list[str]:
+    """Where networks lie that a pattern finds, or that commas separate; paths may have commas, too. Nothing if one does not exist."""
+    if found := [one for one in glob(os.path.expanduser(value.strip("'\""))) if _is_checkpoint(one)]:
+        return sorted(found, key=natural)
+    paths, path = [], ""
+    for part in value.split(","):
+        path += os.path.expanduser(part.strip("'\""))
+        if Path(path).exists():
+            paths.append(path)
+        path = "" if Path(path).exists() else f"{path},"
+    return [] if path else paths
+
+
+def _is_checkpoint(path: str) -> bool:
+    from segline.checkpoints import BEST
+
+    return (Path(path) / BEST).is_file() if Path(path).is_dir() else path.endswith((".ckpt", ".onnx"))
 
 
 def gathered(arguments: Sequence[str]) -> list[str]:

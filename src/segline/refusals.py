@@ -33,7 +33,7 @@ def explained(command: str, arguments: Sequence[str]) -> Iterator[None]:
     except (Exception, Stopped) as caught:
         error = caught.__cause__ if isinstance(caught, Stopped) else caught
         assert isinstance(error, Exception)
-        message = None if full else _explain(error, command, arguments)
+        message = None if full else answer_to(error, command, arguments)
         if message is None:
             traceback.print_exception(error)
         if not full:
@@ -45,7 +45,7 @@ def explained(command: str, arguments: Sequence[str]) -> Iterator[None]:
             os.environ["HYDRA_FULL_ERROR"] = full
 
 
-def _explain(error: Exception, command: str, arguments: Sequence[str]) -> str | None:
+def answer_to(error: Exception, command: str, arguments: Sequence[str] = ()) -> str | None:
     """What to say instead of a traceback; None for a fault of the program."""
     if isinstance(error, ModuleNotFoundError) and error.name in ("hydra", "omegaconf"):
         return (

@@ -29,3 +29,12 @@ def count_of(number: int, what: str) -> str:
     ('1 mask', '2 masks', '0 classes')
     """
     return f"{number} {what}{'' if number == 1 else 'es' if what.endswith('s') else 's'}"
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A key that puts 10 behind 9.
+
+    >>> sorted(["run 10", "run 9"], key=natural)
+    ['run 9', 'run 10']
+    """
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -34,3 +34,45 @@ def test_validation_in_training_and_evaluation_agree_to_the_last_integer(tmp_pat
     scores = json.loads((run / "scores.json").read_text())
     summary = json.loads((run / "eval" / "val" / "summary.json").read_text())
     assert {f"val/{name}": value for name, value in summary["scores"].items()}.items() <= scores.items()
+
+
+@pytest.mark.slow
+def test_a_sweep_over_runs_evaluates_each_on_its_own_data_and_they_are_compared(tmp_path: Path) -> None:
+    scripts = Path(segline.__file__).parents[1]
+
+    def call(script: str, *arguments: str) -> str:
+        command = [sys.executable, str(scripts / f"{script}.py"), *arguments]
+        return subprocess.run(command, check=True, cwd=tmp_path, capture_output=True, text=True).stdout
+
+    plain = [
+        "model=unet",
+        "model.channels=[4,8]",
+        "trainer=cpu",
+        "trainer.max_steps=1",
+        "logger=none",
+        "callbacks.pictures=false",
+    ]
+    for data in ("satellite", "biomedical"):
+        call("train", f"data={data}", *plain, "-m", "seed=0,1", f"hydra.sweep.dir={tmp_path / data}")
+    call(
+        "eval",
+        "-m",
+        "checkpoint=*/*seed=[01]",
+        "split=val",
+        "trainer=cpu",
+        "hydra/launcher=joblib",
+        "hydra.launcher.n_jobs=2",
+    )
+    for data in ("satellite", "biomedical"):
+        for seed in (0, 1):
+            run = tmp_path / data / f"{seed}_seed={seed}"
+            trained, measured = (pq.read_table(one / "cases.parquet") for one in (run, run / "eval" / "val"))
+            assert trained["case"].to_pylist() == measured["case"].to_pylist()
+        means = [
+            json.loads((tmp_path / data / f"{seed}_seed={seed}/eval/val/summary.json").read_text()) for seed in (0, 1)
+        ]
+        expected = [row["surface_dice"] for one in means for row in one["classes"][:1]]
+        first = means[0]["classes"][0]["class"]
+        said = call("compare", data, f"metric=surface_dice/{first}", "output=table.md")
+        assert f"surface_dice/{first} is a mean over cases" in said
+        assert f"{sum(expected) / 2:.4f} ±" in said

@@ -13,10 +13,12 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.plugins import Plugins
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from made_up_sweep import begun, ended, start, sweep
+from omegaconf import OmegaConf
 
-from segline.config import CONF_DIR
+from segline.config import CONF_DIR, build
 from segline.locks import locked
 from segline.sweep.folder import SWEEP, sweep_folder
 from segline.sweep.grid import point_name
@@ -379,6 +381,19 @@ def test_why_a_point_failed_is_said_even_where_it_cannot_be_written(
         assert "failed    " in capsys.readouterr().err
         said = _why(tmp_path)
         assert said.startswith("it ended without" if broken else "ValueError: 2 faults in the data: (")
+
+
+def test_why_a_point_failed_is_what_its_network_says(tmp_path: Path) -> None:
+    target = {
+        "_target_": "segline.models.attention_unet.AttentionUNet",
+        "in_channels": 3,
+        "num_classes": 2,
+        "channels": [4, 8],
+    }
+    with pytest.raises(InstantiationException):
+        once(tmp_path, lambda: build(OmegaConf.create(target)))
+    assert _why(tmp_path).startswith("channels is [4, 8], which leaves no skip to be gated")
+    assert "Traceback" in (tmp_path / "error.txt").read_text()
 
 
 def test_a_sweep_whose_points_are_at_work_elsewhere_has_not_ended(

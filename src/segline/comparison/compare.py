@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from segline.comparison.methods import Method, find_methods, say_value
 from segline.comparison.runs import Cases, Run, find_runs
 from segline.comparison.statistics import Pair, compare, group_means, least_groups
-from segline.words import count_of
+from segline.words import count_of, in_quotes
 
 #: What is said of a case by its name in the logged scores -> by its column in a run's table of cases. More is better, and a class that is
 #: missed has 0.
@@ -197,9 +197,12 @@ def _read_tables(runs: Sequence[Run], split: str, column: str) -> dict[Path, Cas
         raise ValueError(f"{lacking[0]} has no cases of the {split} part; set split to one that all runs have")
     read = {folder: cases for folder, cases in tables.items() if cases is not None}
     if lacking := [folder for folder, cases in read.items() if not cases.has(column)]:
+        where = (
+            ",".join(map(str, lacking)) if len({folder.parent for folder in lacking}) > 1 else f"{lacking[0].parent}/*"
+        )
         raise ValueError(
             f"{lacking[0]} has no {column} of its cases ({len(lacking)} of {count_of(len(read), 'run')} have none); it is measured by "
-            f"python src/eval.py checkpoint={lacking[0]} split={split}"
+            f"python src/eval.py -m checkpoint={in_quotes(where if lacking[1:] else str(lacking[0]))} split={split}"
         )
     return read
 

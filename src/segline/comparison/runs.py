@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from segline import tables
 from segline.config import CONFIG
+from segline.words import natural
 
 #: By how much the mean Dice of a case may differ where the same weights are measured on another machine.
 _ROUNDED = 0.01
@@ -169,7 +170,7 @@ def _configs(folder: Path) -> Iterator[Path]:
     if (folder / CONFIG).is_file():
         yield folder / CONFIG
     elif folder.is_dir():
-        for below in sorted(folder.iterdir(), key=lambda path: _natural(path.name)):
+        for below in sorted(folder.iterdir(), key=lambda path: natural(path.name)):
             if not below.name.startswith("."):
                 yield from _configs(below)
 
@@ -191,10 +192,3 @@ def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(below, f"{key}.{name}" if key else str(name))
     else:
         yield key, value
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """A key that puts 10 behind 9."""
-    import re
-
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]

@@ -24,8 +24,8 @@ def said(comparison: Comparison, style: str = "plain") -> str:
     parts = [
         _prose(
             [
-                f"{cases} in {groups} of the {comparison.split} part; {comparison.metric} is a mean over classes, then cases, then "
-                "groups, ± deviation over runs"
+                f"{cases} in {groups} of the {comparison.split} part; {comparison.metric} is a mean over "
+                f"{'' if '/' in comparison.metric else 'classes, then '}cases, then groups, ± deviation over runs"
             ],
             style,
         ),

@@ -13,6 +13,7 @@ from pathlib import Path
 from segline.commit import committed
 from segline.config import LOCK
 from segline.locks import locked
+from segline.refusals import answer_to
 from segline.tables import SCORES
 
 #: What ends a point, as scores do: the word that it was given up for being worse than others.
@@ -80,9 +81,10 @@ def once(folder: Path, task: Callable[[], None]) -> None:
         try:
             task()
         except Exception as error:
-            print(f"failed    {folder.name}: {error}", file=sys.stderr, flush=True)
+            said = answer_to(error, "train") or f"{type(error).__name__}: {error}"
+            print(f"failed    {folder.name}: {said}", file=sys.stderr, flush=True)
             with suppress(OSError), committed(folder / ERROR) as temporary:  # the disk may be what it failed for
-                temporary.write_text(f"{type(error).__name__}: {error}\n\n{''.join(traceback.format_exception(error))}")
+                temporary.write_text(f"{said}\n\n{''.join(traceback.format_exception(error))}")
             raise
 
 
