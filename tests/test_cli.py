@@ -292,3 +292,10 @@ def test_a_sweep_over_checkpoints_takes_patterns_and_folders_of_any_name(
     assert listed("checkpoint=sweep/10*") == "checkpoint='sweep/10_loss=ce,lr=2'"
     for left in ("checkpoint=sweep/2_loss=ce,lr=1,sweep/11", "checkpoint=[a,b]", "input=sweep/*"):
         assert listed(left) == left
+
+
+def test_a_search_that_cannot_be_is_answered_at_once() -> None:
+    assert (
+        "hydra.sweeper.n_trials is 0; expected 1 or more"
+        in run_light("sweep=optuna", "hydra.sweeper.n_trials=0").stderr
+    )

@@ -23,7 +23,7 @@ from segline.locks import locked
 from segline.sweep.folder import SWEEP, sweep_folder
 from segline.sweep.grid import point_name
 from segline.sweep.points import ERROR, Point, State, once, state_of
-from segline.sweep.run import Sweep, _why
+from segline.sweep.run import Sweep, _reasons, _why
 from segline.tables import read_json, write_json
 
 GRID = ["seed=0,1,2", "loss=ce,dice_ce", "optimizer.lr=1e-3,1e-2"]
@@ -379,8 +379,18 @@ def test_why_a_point_failed_is_said_even_where_it_cannot_be_written(
         with pytest.raises(ValueError, match="2 faults"):
             once(tmp_path, fail)
         assert "failed    " in capsys.readouterr().err
-        said = _why(tmp_path)
-        assert said.startswith("it ended without" if broken else "ValueError: 2 faults in the data: (")
+        assert _why(tmp_path).startswith("it ended without" if broken else "ValueError: 2 faults in the data:")
+
+
+def test_what_many_points_failed_for_is_said_once(tmp_path: Path) -> None:
+    for name, reason in (("0", "no data"), ("1", "no disk"), ("2", "no data"), ("3", "no data")):
+        with pytest.raises(OSError, match=reason):
+            once(tmp_path / name, lambda reason=reason: (_ for _ in ()).throw(OSError(reason)))  # type: ignore[misc]
+    assert _reasons(tmp_path, ["0", "1", "2", "3", "4"]) == [
+        f"0 and 2 others: OSError: no data ({tmp_path}/0/error.txt)",
+        f"1: OSError: no disk ({tmp_path}/1/error.txt)",
+        "4: it ended without a word, as if it was killed",
+    ]
 
 
 def test_why_a_point_failed_is_what_its_network_says(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from segline import tables
 from segline.commit import temporary_path
 from segline.locks import locked
@@ -123,3 +125,15 @@ def _differing(before: Mapping[str, Any], command: Mapping[str, Any]) -> str:
                 return "the settings that are the same for all of its points have changed since"
             return f"its {key} is {before.get(key)}, and not {now.get(key)}"
     return ""
+
+
+def study_address(folder: Path) -> str:
+    """Of the database with the study of a sweep's folder: as it was told, by names of the environment's variables on this machine."""
+    told = OmegaConf.create({"storage": tables.read_json(folder / SWEEP)["search"]["storage"]}).storage
+    return told or f"sqlite:///{folder / 'study.db'}"
+
+
+def study_name(folder: Path) -> str:
+    """Of the study of a sweep's folder: as it was told, else one that no other folder has."""
+    sweep = tables.read_json(folder / SWEEP)
+    return sweep["search"]["study"] or f"{folder.name}_{sweep['id'][:8]}"

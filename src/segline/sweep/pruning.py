@@ -13,20 +13,8 @@ from segline import tables
 from segline.budget import Objective
 from segline.config import build
 from segline.module import as_segmentation
-from segline.sweep.folder import SWEEP
+from segline.sweep.folder import SWEEP, study_address, study_name
 from segline.sweep.points import PRUNED
-
-
-def study_address(folder: Path) -> str:
-    """Of the database with the study of a sweep's folder: as it was told, by names of the environment's variables on this machine."""
-    told = OmegaConf.create({"storage": tables.read_json(folder / SWEEP)["search"]["storage"]}).storage
-    return told or f"sqlite:///{folder / 'study.db'}"
-
-
-def study_name(folder: Path) -> str:
-    """Of the study of a sweep's folder: as it was told, else one that no other folder has."""
-    sweep = tables.read_json(folder / SWEEP)
-    return sweep["search"]["study"] or f"{folder.name}_{sweep['id'][:8]}"
 
 
 class Pruning(Callback):

@@ -211,7 +211,7 @@ class Sweep:
         print(further, end="\n" if further else "", flush=True)
         bad = [name for name, state in states.items() if state in (State.FAILED, State.OPEN)]
         if bad:
-            why = "\n".join(f"  {name}: {_why(folder / name)}" for name in bad[:10])
+            why = "\n".join(f"  {said}" for said in _reasons(folder, bad)[:10])
             raise ValueError(f"{len(bad)} of {count_of(len(points), 'point')} failed; {again}:\n{why}")
         return scores
 
@@ -247,8 +247,19 @@ def _covering(points: Sequence[Point]) -> list[Point]:
     return chosen
 
 
+def _reasons(folder: Path, names: Sequence[str]) -> list[str]:
+    """Why points failed, each reason once with the first of its points and where that said more."""
+    alike: dict[str, list[str]] = {}
+    for name in names:
+        alike.setdefault(_why(folder / name), []).append(name)
+    said = []
+    for why, (first, *others) in alike.items():
+        more = f" and {count_of(len(others), 'other')}" if others else ""
+        where = f" ({folder / first / ERROR})" if (folder / first / ERROR).exists() else ""
+        said.append(f"{first}{more}: {why}{where}")
+    return said
+
+
 def _why(folder: Path) -> str:
     said = (folder / ERROR).read_text().partition("\n\n")[0].strip() if (folder / ERROR).exists() else ""
-    if not said:
-        return "it ended without a word, as if it was killed"
-    return f"{said.splitlines()[0]} ({folder / ERROR})"
+    return said.splitlines()[0] if said else "it ended without a word, as if it was killed"

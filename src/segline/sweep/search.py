@@ -16,10 +16,9 @@ from omegaconf import OmegaConf
 from segline import tables
 from segline.config import CONF_DIR, build
 from segline.secrets import refuse_secrets
-from segline.sweep.folder import SWEEP, alone
+from segline.sweep.folder import SWEEP, alone, study_address, study_name
 from segline.sweep.grid import point_name
 from segline.sweep.points import Point, State, state_of
-from segline.sweep.pruning import study_address, study_name
 from segline.sweep.run import MOST_STARTS, Sweep, read_objective
 from segline.tables import COSTED, COSTS
 
