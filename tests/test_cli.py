@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 import segline.run
-from segline.cli import going_on, listed, main
+from segline.cli import _given, going_on, listed, main
 from segline.config import CONF_DIR, compose
 from segline.refusals import Stopped, explained, nearest
 from segline.run import _asked
@@ -290,8 +290,33 @@ def test_a_sweep_over_checkpoints_takes_patterns_and_folders_of_any_name(
     assert listed("checkpoint='sweep/*'") == "".join(several)
     assert listed("checkpoint=sweep/2_loss=ce,lr=1,sweep/10_loss=ce,lr=2") == several[0]
     assert listed("checkpoint=sweep/10*") == "checkpoint='sweep/10_loss=ce,lr=2'"
-    for left in ("checkpoint=sweep/2_loss=ce,lr=1,sweep/11", "checkpoint=[a,b]", "input=sweep/*"):
-        assert listed(left) == left
+    assert listed("checkpoint='sweep/2*','sweep/10*'") == several[0]
+    for name in ("a[1]", "a1", "a,b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best.ckpt").touch()
+    left = (
+        "checkpoint=sweep/2_loss=ce,lr=1,sweep/11",
+        "checkpoint=[a,b]",
+        "input=sweep/*",
+        "checkpoint=a[1]",
+        "checkpoint=a,b",
+    )
+    for one in left:
+        assert listed(one) == one
+    assert [_given([one], "checkpoint") for one in left[3:]] == ["a[1]", "a,b"]
+    assert _given(["checkpoint=a[1]*"], "checkpoint") == "a1"
+
+
+def test_networks_of_a_sweep_do_not_write_into_one_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "best.ckpt").touch()
+    monkeypatch.setattr(sys, "argv", ["eval.py", "-m", f"checkpoint={tmp_path}/*", "output=here"])
+    with pytest.raises(SystemExit):
+        main("eval")
+    assert "output=here is one place for several checkpoints" in capsys.readouterr().err
 
 
 def test_a_search_that_cannot_be_is_answered_at_once() -> None:
@@ -299,3 +324,9 @@ def test_a_search_that_cannot_be_is_answered_at_once() -> None:
         "hydra.sweeper.n_trials is 0; expected 1 or more"
         in run_light("sweep=optuna", "hydra.sweeper.n_trials=0").stderr
     )
+
+
+def test_points_whose_settings_refer_to_nothing_are_answered(tmp_path: Path) -> None:
+    done = run("-m", "seed=0,1", "optimizer.lr=${model.widht}", "logger=none", f"hydra.sweep.dir={tmp_path}")
+    assert "0_seed=0 and 1 other: optimizer.lr refers to 'model.widht', which there is not. Did you mean" in done.stderr
+    assert f"({tmp_path}/0_seed=0/error.txt)" in done.stderr

@@ -58,6 +58,7 @@ def main(command: str | None = None) -> None:
             arguments = repeated(arguments)
         sweep = bool({"-m", "--multirun"} & set(arguments))
         sys.argv[1:] = [quoted(listed(one) if sweep else one, sweep) for one in going_on(arguments)]
+        _refuse_shared_output(sys.argv[1:] if sweep else [])
         if command == "models":
             sys.argv[1:] = gathered(sys.argv[1:])
         from segline import run
@@ -106,7 +107,8 @@ def _given(arguments: Sequence[str], key: str) -> str | None:
     value = values[-1].strip("'\"")
     if value.startswith("[") and not Path(value).exists():
         value = value.strip("[]").split(",")[0].strip(" '\"")
-    return next(iter(_checkpoints(value)), os.path.expanduser(value))
+    value = os.path.expanduser(value)
+    return value if Path(value).exists() else next(iter(_checkpoints(value)), value)
 
 
 def quoted(argument: str, sweep: bool = False) -> str:
@@ -135,27 +137,37 @@ def listed(argument: str) -> str:
     ('checkpoint=runs/none*', 'checkpoint=[a,b]')
     """
     key, _, value = argument.partition("=")
-    found = _checkpoints(value) if key == "checkpoint" else []
+    whole = Path(value).exists()  # of any signs
+    found = _checkpoints(value) if key == "checkpoint" and not whole else []
     return f"{key}={','.join(map(in_quotes, found))}" if found else argument
 
 
 def _checkpoints(value: str) -> list[str]:
-    """Where networks lie that a pattern finds, or that commas separate; paths may have commas, too. Nothing if one does not exist."""
-    if found := [one for one in glob(os.path.expanduser(value.strip("'\""))) if _is_checkpoint(one)]:
-        return sorted(found, key=natural)
-    paths, path = [], ""
+    """Where networks lie that commas separate, each a path, which may have commas, too, or a pattern; nothing if one is not there."""
+    found: list[str] = []
+    path = ""
     for part in value.split(","):
         path += os.path.expanduser(part.strip("'\""))
-        if Path(path).exists():
-            paths.append(path)
-        path = "" if Path(path).exists() else f"{path},"
-    return [] if path else paths
+        here = [path] if Path(path).exists() else sorted(filter(_is_checkpoint, glob(path)), key=natural)
+        found += here
+        path = "" if here else f"{path},"
+    return [] if path else found
 
 
 def _is_checkpoint(path: str) -> bool:
     from segline.checkpoints import BEST
+    from segline.inference.members import ONNX
 
-    return (Path(path) / BEST).is_file() if Path(path).is_dir() else path.endswith((".ckpt", ".onnx"))
+    return (Path(path) / BEST).is_file() if Path(path).is_dir() else path.endswith((".ckpt", ONNX))
+
+
+def _refuse_shared_output(arguments: Sequence[str]) -> None:
+    """A sweep over networks that all write into one folder would leave the last one's results."""
+    given = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    if "','" in given.get("checkpoint", "") and "${" not in given.get("output", "${"):
+        raise ValueError(
+            f"output={given['output']} is one place for several checkpoints, of which each would overwrite the one before"
+        )
 
 
 def gathered(arguments: Sequence[str]) -> list[str]:

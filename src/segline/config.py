@@ -12,7 +12,9 @@ from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException, InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -95,6 +97,15 @@ def _leaves(node: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any,
 def offer_own_data(checkpoint: str | None = None) -> None:
     """Let `data=own` stand for the data of the run that a checkpoint lies in."""
     ConfigStore.instance().store(group="data", name=OWN, node=own_data(checkpoint))
+
+
+def with_own_data(config: DictConfig, name: str) -> DictConfig:
+    """The config of a running command; in a sweep over checkpoints, which may be of different data, with `data=own` of this one."""
+    here = HydraConfig.get()
+    if here.mode is not RunMode.MULTIRUN or here.runtime.choices["data"] != OWN:
+        return config
+    offer_own_data(as_list(config.checkpoint)[0])
+    return hydra_compose(name, overrides=list(here.overrides.task))
 
 
 def build(config: DictConfig, **arguments: Any) -> Any:

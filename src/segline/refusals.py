@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from segline.words import nearest
 
 #: Launchers that are packages of their own.
 _LAUNCHERS = ("joblib", "submitit", "ray")
@@ -116,6 +117,8 @@ def _explain_reference(error: Any, command: str) -> str:
 
 def _known(command: str) -> list[str]:
     """Every group and every key of the command's config."""
+    from hydra import compose as hydra_compose
+    from hydra.core.global_hydra import GlobalHydra
     from omegaconf import OmegaConf
 
     from segline.config import CONF_DIR, compose
@@ -127,18 +130,10 @@ def _known(command: str) -> list[str]:
                 yield from keys(child, f"{prefix}{key}.")
 
     groups = [str(folder.relative_to(CONF_DIR)) for folder in CONF_DIR.rglob("*") if folder.is_dir()]
-    return [*groups, *keys(OmegaConf.to_container(compose(name=command)))]  # type: ignore[arg-type]
-
-
-def nearest(word: str, known: Iterable[str]) -> str:
-    """A hint at the names that are most like a word, by the whole name or by its last part."""
-    known = list(dict.fromkeys(known))
-    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
-    if not close:
-        last = {name: name.rsplit(".", 1)[-1] for name in known}
-        ends = difflib.get_close_matches(word.rsplit(".", 1)[-1], list(last.values()), n=3, cutoff=0.7)
-        close = [name for name, end in last.items() if end in ends][:3]
-    return f" Did you mean {' or '.join(close)}?" if close else ""
+    config = (
+        hydra_compose(command) if GlobalHydra().is_initialized() else compose(name=command)
+    )  # a point of a sweep asks, too
+    return [*groups, *keys(OmegaConf.to_container(config))]  # type: ignore[arg-type]
 
 
 def _is_ours(error: BaseException) -> bool:

@@ -177,7 +177,7 @@ def write(
     The scores themselves are left to `finish`.
     """
     scores = {f"{split}/{name}": value for split, r in results.items() for name, value in r.scores.items()}
-    tables.write_cases(run_dir / "cases.parquet", [row for r in results.values() for row in r.rows])
+    tables.write_cases(run_dir / tables.CASES, [row for r in results.values() for row in r.rows])
     split, last = list(results.items())[-1]
     for style, ending in (("markdown", "md"), ("latex", "tex")):
         (run_dir / f"scores.{ending}").write_text(tables.class_table(last.scores, data.labels, split, style) + "\n")

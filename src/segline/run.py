@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra import compose as hydra_compose
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from segline.commit import temporary_path
-from segline.config import CONF_DIR, CONFIG, LOCK, OWN, as_list, networks, offer_own_data
+from segline.config import CONF_DIR, CONFIG, LOCK, as_list, networks, offer_own_data, with_own_data
 from segline.processes import LAUNCHED, launch
 from segline.refusals import Stopped
 from segline.secrets import refuse_secrets
@@ -156,7 +155,7 @@ def predict(config: DictConfig) -> None:
 def evaluate(config: DictConfig) -> float | None:
     """Measure a trained network on whole cases; the value of the objective, for sweepers."""
     _check_complete(config, "python src/eval.py checkpoint=RUN")
-    config = _with_own_data(config, "eval")
+    config = with_own_data(config, "eval")
     from segline.inference.predictor import Settings
     from segline.scoring import score
 
@@ -168,20 +167,11 @@ def evaluate(config: DictConfig) -> float | None:
 def robustness(config: DictConfig) -> float | None:
     """Measure a trained network on corrupted and attacked cases; the mean over corruptions, for sweepers."""
     _check_complete(config, "python src/robustness.py checkpoint=RUN")
-    config = _with_own_data(config, "robustness")
+    config = with_own_data(config, "robustness")
     from segline.inference.predictor import Settings
     from segline.scoring import try_out
 
     return try_out(config, HydraConfig.get().runtime.choices["data"], Settings(**_asked(config)))["mean"]
-
-
-def _with_own_data(config: DictConfig, name: str) -> DictConfig:
-    """In a sweep over checkpoints, which may be of different data, the config with `data=own` of this one."""
-    here = HydraConfig.get()
-    if here.mode is not RunMode.MULTIRUN or here.runtime.choices["data"] != OWN:
-        return config
-    offer_own_data(as_list(config.checkpoint)[0])
-    return hydra_compose(name, overrides=list(here.overrides.task))
 
 
 def _asked(config: DictConfig) -> dict[str, Any]:

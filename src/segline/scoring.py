@@ -21,6 +21,7 @@ from segline.inference.members import ensemble_folder, is_of_folds, locate_all, 
 from segline.inference.predictor import Settings
 from segline.io.normalize import Normalize
 from segline.machine import keep_freed
+from segline.tables import CASES
 from segline.words import count_of
 
 
@@ -97,7 +98,7 @@ def open_all(
     if ensemble and data_name == OWN and is_of_folds(ensemble):
         raise ValueError(
             f"each network of {ensemble} was trained on cases that others are tested on, so that their mean has no score on these data; "
-            f"the cases as each was tested are in {ensemble / 'cases.parquet'}; for other files set data="
+            f"the cases as each was tested are in {ensemble / CASES}; for other files set data="
         )
     if len(paths) > 1 and not config.output and not ensemble:
         raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import math
 import re
@@ -13,8 +14,8 @@ from typing import Any
 from segline.commit import committed
 from segline.labels import Labels
 
-#: What a run reached, and what it took, in its folder.
-SCORES, COSTS = "scores.json", "costs.json"
+#: What a run reached, of each case too, and what it took, in its folder.
+SCORES, CASES, COSTS = "scores.json", "cases.parquet", "costs.json"
 #: What is counted in the latter: the memory is that of the GPU, or of the process.
 COSTED = ("weights", "steps", "seconds", "processes", "memory_mb")
 _COLUMNS = {
@@ -149,6 +150,11 @@ def write_cases(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     columns = {name: c.cast(pa.float64()) if c.type == pa.null() else c for name, c in columns.items()}
     with committed(path) as temporary:
         pq.write_table(pa.table(columns), temporary)
+
+
+def digest(path: Path) -> str | None:
+    """Of a file's bytes; None where there is none."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path.is_file() else None
 
 
 def read_json(path: Path) -> dict[str, Any]:

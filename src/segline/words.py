@@ -1,6 +1,8 @@
 """Words for people."""
 
+import difflib
 import re
+from collections.abc import Iterable
 
 
 def in_quotes(text: str) -> str:
@@ -37,4 +39,15 @@ def natural(name: str) -> list[tuple[int, str]]:
     >>> sorted(["run 10", "run 9"], key=natural)
     ['run 9', 'run 10']
     """
-    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """A hint at the names that are most like a word, by the whole name or by its last part."""
+    known = list(dict.fromkeys(known))
+    close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+    if not close:
+        last = {name: name.rsplit(".", 1)[-1] for name in known}
+        ends = difflib.get_close_matches(word.rsplit(".", 1)[-1], list(last.values()), n=3, cutoff=0.7)
+        close = [name for name, end in last.items() if end in ends][:3]
+    return f" Did you mean {' or '.join(close)}?" if close else ""

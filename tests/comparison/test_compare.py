@@ -1,6 +1,7 @@
 """Made-up runs, put side by side: who is one method, what is compared, what is said and refused."""
 
-from contextlib import nullcontext
+import re
+import shlex
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from segline.comparison.panels import draw_panels
 from segline.comparison.runs import Cases, Run, find_runs
 from segline.comparison.statistics import Pair, compare
 from segline.comparison.text import method_rows, method_table, pair_table, said, verdicts
-from segline.tables import write_cases
+from segline.tables import digest, write_cases, write_json
 
 HARD = np.random.default_rng(0).uniform(0.4, 0.8, 12)
 
@@ -140,59 +141,122 @@ def test_a_case_that_a_run_has_not_seen_has_no_score() -> None:
     assert scores == pytest.approx(np.array([[0.5, np.nan], [np.nan, 0.25]]), nan_ok=True)
 
 
-def evaluate(run: Path, dice: list[float], surface: list[float | None], name: str = "val") -> None:
+def evaluate(run: Path, surface: list[float | None], dice: list[float | None] | None = None, name: str = "val") -> None:
     """Leave what `src/eval.py` does, in another order than that of training."""
     rows = [
-        {
-            "split": "val",
-            "case": f"case {k}",
-            "group": f"case {k}",
-            "dice/nucleus": dice[k],
-            "surface_dice/nucleus": surface[k],
-        }
-        for k in reversed(range(len(dice)))
+        {"split": "val", "case": f"case {k}", "group": f"case {k}", "surface_dice/nucleus": value}
+        | {"dice/nucleus": dice[k] if dice else value}
+        for k, value in reversed(list(enumerate(surface)))
     ]
-    (run / "eval" / name).mkdir(parents=True)
+    (run / "eval" / name).mkdir(parents=True, exist_ok=True)
     write_cases(run / "eval" / name / "cases.parquet", rows)
+    write_json(run / "eval" / name / "summary.json", {"run": digest(run / "cases.parquet")})
 
 
 def test_what_evaluation_alone_measures_is_compared(tmp_path: Path) -> None:
-    one, other = [0.5] * 6, [0.6] * 6
+    one: list[float | None] = [0.5, None, 0.5, 0.5, 0.5, 0.5, 0.4]
+    other: list[float | None] = [0.8, 0.0, 0.8, 0.8, 0.8, 0.8, 0.7]
     write_run(tmp_path / "a", {"nucleus": one})
     write_run(tmp_path / "b", {"nucleus": other}, choices={"model": "fcn"})
-    evaluate(tmp_path / "a", one, [0.9, None, 0.8, 0.7, 0.6, 0.7])
-    evaluate(tmp_path / "b", other, [0.5, 0.0, 0.6, 0.6, 0.5, 0.4])
+    evaluate(tmp_path / "a", [0.9, None, 0.8, 0.7, 0.6, 0.7, None], one)
+    evaluate(tmp_path / "b", [0.5, 0.0, 0.6, 0.6, 0.5, 0.4, 0.3], other)
     comparison = compare_runs([str(tmp_path)], "surface_dice")
     assert [method.name for method in comparison.methods] == ["unet", "fcn"]  # the other way round than by Dice
-    # Where one finds nothing and nothing is, and the other invents something, it is right.
     of_case = dict(zip(comparison.names, comparison.scores.T.tolist(), strict=True))
+    assert of_case.pop("case 1") == [1.0, 0.0]  # nothing is there: one finds nothing, and the other invents something
+    # Something is there, and one has no surface of it that could be measured: that is no merit.
+    assert of_case.pop("case 6") == [pytest.approx(np.nan, nan_ok=True), 0.3]
     assert of_case == {
-        "case 0": [0.9, 0.5], "case 1": [1.0, 0.0], "case 2": [0.8, 0.6], "case 3": [0.7, 0.6], "case 4": [0.6, 0.5], "case 5": [0.7, 0.4],
-    }  # fmt: skip
-    assert [pair.verdict for pair in comparison.pairs] == ["better"]
+        "case 0": [0.9, 0.5],
+        "case 2": [0.8, 0.6],
+        "case 3": [0.7, 0.6],
+        "case 4": [0.6, 0.5],
+        "case 5": [0.7, 0.4],
+    }
+    assert [(pair.verdict, pair.num_groups) for pair in comparison.pairs] == [("better", 6)]
     assert compare_runs([str(tmp_path)]).methods[0].name == "fcn"
 
 
 def test_evaluations_are_compared_by_the_names_of_their_folders(tmp_path: Path) -> None:
     for name, model, flipped in (("a", "unet", 0.7), ("b", "fcn", 0.6)):
         write_run(tmp_path / name, {"nucleus": [0.1] * 6}, choices={"model": model})
-        evaluate(tmp_path / name, [flipped] * 6, [0.5] * 6, "val_tta-flips")
+        evaluate(tmp_path / name, [flipped] * 6, name="val_tta-flips")
     comparison = compare_runs([str(tmp_path)], split="val_tta-flips")
     assert list(comparison.reached.values()) == [pytest.approx(0.7), pytest.approx(0.6)]
     assert any("flattered" in note for note in comparison.notes)
     with pytest.raises(ValueError, match="not of the evaluation val_tta-flips"):
         draw_panels(comparison)
+    with pytest.raises(ValueError, match="no cases of split=val_flips; all runs have val, val_tta-flips"):
+        compare_runs([str(tmp_path)], split="val_flips")
 
 
-@pytest.mark.parametrize(
-    ("dice", "refused"), [([0.5] * 6, False), ([0.501] * 6, False), ([0.6] * 6, True), ([0.5] * 5, True)]
-)
-def test_an_evaluation_of_other_weights_or_cases_is_refused(tmp_path: Path, dice: list[float], refused: bool) -> None:
+@pytest.mark.parametrize("name", ["val", "val_tta-flips"])
+def test_an_evaluation_of_earlier_weights_is_refused(tmp_path: Path, name: str) -> None:
     write_run(tmp_path / "a", {"nucleus": [0.5] * 6})
-    evaluate(tmp_path / "a", dice, [0.9] * len(dice))
-    expected = pytest.raises(ValueError, match="is of other weights or other cases") if refused else nullcontext()
-    with expected:
+    evaluate(tmp_path / "a", [0.9] * 6, name=name)
+    assert compare_runs([str(tmp_path)], "surface_dice", name).scores.tolist() == [[pytest.approx(0.9)] * 6]
+    write_run(
+        tmp_path / "b", {"nucleus": [0.5, 0.5, 0.5, 0.5, 0.5, 0.51]}
+    )  # what it reached after it was trained further
+    (tmp_path / "b" / "cases.parquet").replace(tmp_path / "a" / "cases.parquet")
+    with pytest.raises(ValueError, match=f"a/eval/{name} is of weights that the run no longer has"):
+        compare_runs([str(tmp_path / "a")], "surface_dice", name)
+
+
+def test_an_evaluation_of_other_cases_is_refused(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"nucleus": [0.5] * 6})
+    evaluate(tmp_path / "a", [0.9] * 5)
+    with pytest.raises(ValueError, match="is of other cases than the run's own"):
         compare_runs([str(tmp_path)], "surface_dice")
+
+
+def test_surfaces_of_pixels_of_several_sizes_need_one_tolerance(tmp_path: Path) -> None:
+    for spacing in (1.0, 2.0):
+        folder = write_run(tmp_path / str(spacing), {"nucleus": [0.5] * 6}, data={"spacing_mm": [spacing] * 3})
+        for name in ("val", "val_tolerance-2.0"):
+            evaluate(folder, [0.9] * 6, name=name)
+    with pytest.raises(
+        ValueError, match=r"\[1.0, 1.0, 1.0\] and \[2.0, 2.0, 2.0\]; evaluate all runs with one tolerance"
+    ):
+        compare_runs([str(tmp_path)], "surface_dice")
+    assert len(compare_runs([str(tmp_path)], "surface_dice", "val_tolerance-2.0").pairs) == 1
+
+
+def test_cases_too_large_for_surfaces_are_said(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", {"nucleus": [0.5] * 6})
+    evaluate(tmp_path / "a", [0.5] * 6)
+    write_cases(
+        tmp_path / "a" / "eval" / "val" / "cases.parquet",
+        [{"split": "val", "case": f"case {k}", "group": "g"} for k in range(6)],
+    )
+    with pytest.raises(ValueError, match="a/eval/val has no surface_dice of any case, as it is of too large ones"):
+        compare_runs([str(tmp_path)], "surface_dice")
+
+
+def test_how_an_evaluation_is_made_is_said_as_a_shell_takes_it(tmp_path: Path) -> None:
+    for name in ("it's,a=b", "other"):
+        write_run(tmp_path / name, {"nucleus": [0.5] * 6})
+    with pytest.raises(ValueError, match=r"measured by python src/eval\.py") as raised:
+        compare_runs([str(tmp_path / "it's,a=b")], "surface_dice")
+    said = str(raised.value).partition("python ")[2]
+    assert shlex.split(said) == ["src/eval.py", "-m", f"checkpoint={tmp_path}/it's,a=b", "split=val"]
+    with pytest.raises(ValueError, match=re.escape(f"-m 'checkpoint={tmp_path}/*' split=val")):
+        compare_runs([str(tmp_path)], "surface_dice")
+
+
+@pytest.mark.parametrize("split", ["train", "all_tta-flips"])
+def test_scores_of_what_was_trained_on_are_doubted(tmp_path: Path, split: str) -> None:
+    write_run(tmp_path / "a", {"nucleus": [0.5] * 6})
+    evaluate(tmp_path / "a", [0.9] * 6, name=split)
+    assert any("trained on" in note for note in compare_runs([str(tmp_path)], split=split).notes)
+
+
+def test_the_same_seeds_in_another_order_are_no_difference() -> None:
+    scores = np.random.default_rng(0).uniform(size=(3, 40))
+    one, other = ((a + b + c) / 3 for a, b, c in (scores, scores[::-1]))
+    assert (one != other).any()
+    (pair,) = compare({"one": one, "other": other}, range(40))
+    assert (pair.wins, pair.ties, pair.losses, pair.p, pair.verdict) == (0, 40, 0, 1.0, "no evidence")
 
 
 def test_means_over_classes_leave_out_the_background_and_absent_ones(tmp_path: Path) -> None:
@@ -284,7 +348,7 @@ def test_the_test_part_is_compared_where_all_have_one(tmp_path: Path) -> None:
     assert comparison.split == "test"
     assert not any("flattered" in note for note in comparison.notes)
     write_run(tmp_path / "c", nuclei(0), choices={"loss": "focal"})
-    with pytest.raises(ValueError, match="a has no cases of the val part; set split to one that all runs have"):
+    with pytest.raises(ValueError, match="a has no cases of split=val; it has test"):
         compare_runs([str(tmp_path)])
 
 
@@ -336,8 +400,8 @@ def test_a_paper_gets_every_pair_and_the_terminal_a_hint(tmp_path: Path) -> None
         write_run(tmp_path / str(k), nuclei(k), optimizer={"lr": 0.1 * k})
     comparison = compare_runs([str(tmp_path)])
     assert "A page has all 15 pairs: output=compare.html" in said(comparison)
-    assert said(comparison, "markdown").count("no evidence |") + said(comparison, "markdown").count("better |") >= 1
-    assert "| Pair" in said(comparison, "markdown")
+    _, _, rows = said(comparison, "markdown").partition("| Pair")
+    assert rows.count("better |") == 15
 
 
 def test_of_very_many_methods_the_best_are_tested(tmp_path: Path) -> None:
@@ -385,7 +449,7 @@ def test_where_each_class_is_some_background_one_must_be_named() -> None:
         (["runs"], {"metric": "hd95/nucleus"}, "infinite where a class is missed.* metric=surface_dice/nucleus is 0 there"),
         (["runs"], {"metric": "surface_dice"}, "has no surface_dice of its cases .6 of 6 runs have none.; it is measured by"),
         (["runs"], {"metric": "dice_case/cell"}, "there is no class 'cell'; expected one of background, nucleus"),
-        (["runs"], {"split": "test"}, "has no cases of the test part"),
+        (["runs"], {"split": "test"}, "has no cases of split=test; all runs have val"),
         (["runs"], {"against": "vnet"}, "there is no method 'vnet'; expected one of attention_unet; unet, or a run's folder"),
         (["left"], {}, "none of 1 run has ended"),
     ],

@@ -17,4 +17,5 @@ def test_what_matters_is_told_from_what_does_not() -> None:
     assert next(iter(shares)) == "lr"
     assert shares["lr"] > 0.7
     assert sum(shares.values()) == pytest.approx(1)
-    assert importances(settings[:3], scores[:3]) == {}
+    assert importances(settings[:20], scores[:20])
+    assert importances(settings[:19], scores[:19]) == {}  # of so few, chance says as much

@@ -54,7 +54,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 tables.append_row(folder / f"{k}_{lr:g}" / "metrics.csv", row)
     panels = [{"title": title, "panels": [{"name": ODD, "src": DOT}]} for title in (ODD, 64 * "f")]
     path = folder.parent / "compare.html"
-    pages.write(path, compare_runs([str(folder)]), panels, "What is shown.")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("segline.comparison.importance.LEAST_RUNS", 9)
+        pages.write(path, compare_runs([str(folder)]), panels, "What is shown.")
     return path
 
 

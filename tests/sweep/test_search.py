@@ -18,7 +18,7 @@ from segline.budget import Objective
 from segline.config import compose
 from segline.sweep.folder import SWEEP
 from segline.sweep.pruning import Pruning
-from segline.sweep.search import BEST, distribution, experiment
+from segline.sweep.search import BEST, distribution, experiment, seed_of
 from segline.tables import write_json
 
 SEARCH = ["sweep=optuna", "+hydra.sweeper.sampler.n_startup_trials=3"]
@@ -227,13 +227,27 @@ def test_any_sampler_of_optuna_asks_what_it_asks_without_us_even_if_it_was_stopp
     plain = optuna.create_study(direction="maximize")
     searched = {"optimizer.lr": FloatDistribution(1e-4, 1e-2, log=True), "model.dropout": FloatDistribution(0, 0.5)}
     for number in range(14):
-        plain.sampler = getattr(optuna.samplers, sampler)(seed=number)
+        plain.sampler = getattr(optuna.samplers, sampler)(seed=seed_of(0, number))
         trial = plain.ask(searched)  # type: ignore[arg-type]
         plain.tell(trial, -((math.log10(trial.params["optimizer.lr"]) + 3) ** 2))
     expected = [trial.params for trial in plain.trials]
     assert asked(tmp_path / "whole") == expected
     assert asked(tmp_path / "stopped") == expected
     assert len({str(params) for params in expected}) == 14
+
+
+def test_searches_of_neighbouring_seeds_draw_nothing_in_common(tmp_path: Path) -> None:
+    kind = [
+        "sweep=optuna",
+        "hydra.sweeper.sampler._target_=optuna.samplers.RandomSampler",
+        "loss=ce",
+        "hydra.sweeper.n_trials=6",
+    ]
+    for seed in (0, 1):
+        sweep([*kind, f"hydra.sweeper.seed={seed}", f"hydra.sweep.dir={tmp_path / str(seed)}"], tmp_path / "log")
+    first, second = ({trial["optimizer.lr"] for trial in asked(tmp_path / str(seed))} for seed in (0, 1))
+    assert len(first) == len(second) == 6
+    assert not first & second
 
 
 @pytest.mark.slow

@@ -383,14 +383,20 @@ def test_why_a_point_failed_is_said_even_where_it_cannot_be_written(
 
 
 def test_what_many_points_failed_for_is_said_once(tmp_path: Path) -> None:
-    for name, reason in (("0", "no data"), ("1", "no disk"), ("2", "no data"), ("3", "no data")):
-        with pytest.raises(OSError, match=reason):
-            once(tmp_path / name, lambda reason=reason: (_ for _ in ()).throw(OSError(reason)))  # type: ignore[misc]
+    reasons = ["2 faults:\n  a", "no disk", "2 faults:\n  b", "2 faults:\n  a"]
+    for name, reason in enumerate(reasons):
+        with pytest.raises(OSError, match=reason[:5]):
+            once(tmp_path / str(name), lambda reason=reason: (_ for _ in ()).throw(OSError(reason)))  # type: ignore[misc]
     assert _reasons(tmp_path, ["0", "1", "2", "3", "4"]) == [
-        f"0 and 2 others: OSError: no data ({tmp_path}/0/error.txt)",
+        f"0 and 1 other: OSError: 2 faults: ({tmp_path}/0/error.txt)",
         f"1: OSError: no disk ({tmp_path}/1/error.txt)",
+        f"2: OSError: 2 faults: ({tmp_path}/2/error.txt)",
         "4: it ended without a word, as if it was killed",
     ]
+    for name in range(20, 35):
+        with pytest.raises(OSError):  # noqa: PT011
+            once(tmp_path / str(name), lambda name=name: (_ for _ in ()).throw(OSError(name)))  # type: ignore[misc]
+    assert _reasons(tmp_path, [str(name) for name in range(20, 35)])[10:] == ["and 5 further reasons"]
 
 
 def test_why_a_point_failed_is_what_its_network_says(tmp_path: Path) -> None:

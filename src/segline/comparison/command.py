@@ -10,7 +10,7 @@ from pathlib import Path
 from segline.commit import committed
 from segline.comparison.compare import METRICS, Comparison, compare_runs
 from segline.comparison.text import said
-from segline.refusals import nearest
+from segline.words import nearest
 
 _HELP = """Compare runs: which is better, and is it so?
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,24 +11,18 @@ from statistics import mean
 import numpy as np
 from numpy.typing import NDArray
 
-from segline.comparison.methods import Method, find_methods, say_value
+from segline.comparison.methods import Method, find_methods
+from segline.comparison.notes import doubts, left_out, mixed, unsaid
 from segline.comparison.runs import Cases, Run, find_runs
-from segline.comparison.statistics import Pair, compare, group_means, least_groups
-from segline.words import count_of, in_quotes
+from segline.comparison.statistics import MOST_TESTED, Pair, compare, group_means
+from segline.data.cases import SPLITS
+from segline.words import count_of
 
 #: What is said of a case by its name in the logged scores -> by its column in a run's table of cases. More is better, and a class that is
 #: missed has 0.
 METRICS = {"dice_case": "dice", "iou_case": "iou", "surface_dice": "surface_dice", "boundary_iou": "boundary_iou"}
 #: Of a case that misses a class they are infinite, so that there is no mean difference.
 _DISTANCES = ("hd95", "assd")
-
-#: Of more methods only the best so many are tested against each other: a search of 200 runs has 19,900 pairs, of which no one reads
-#: the table. All pairs of the best, not each against the very best: of 200 equal methods the luckiest is far above most others, but near
-#: the next ones, so that picking the best raises no false alarms among them.
-_TESTED = 30
-
-#: Settings of a run that are its labels: the class that stays out of means, and how those begin that are classes.
-_BACKGROUND, _CLASSES = "data.labels.background", "data.labels.classes."
 
 
 @dataclass(frozen=True)
@@ -95,7 +90,7 @@ def compare_runs(
     methods = find_methods(finished)
     tables = _read_tables(finished, split, _column(metric))
     names, groups = _all_cases(tables.values())
-    backgrounds = {str(run.settings.get(_BACKGROUND)) for run in finished}
+    backgrounds = {run.background for run in finished}
     by_class = score_classes(list(tables.values()), names, metric, backgrounds)
     of_run = dict(zip(tables, _mean(np.stack(list(by_class.values())), 0), strict=True))
     members = np.unique(np.array(groups), return_inverse=True)[1]  # numbers are sorted faster than names, for each run
@@ -103,11 +98,11 @@ def compare_runs(
     methods.sort(key=lambda method: -np.nan_to_num(mean_of(_known(method, reached))))
     scores = np.array([_mean(np.array([of_run[run.folder] for run in method.runs]), 0) for method in methods])
     notes = [
-        *_left_out("hold no run", empty),
-        *_left_out("have not ended", [run.name for run in runs if not run.finished]),
-        *_unsaid(methods),
-        *_mixed(finished, tables.values()),
-        *_doubts(methods, scores, groups, split, against),
+        *left_out("hold no run", empty),
+        *left_out("have not ended", [run.name for run in runs if not run.finished]),
+        *unsaid(methods),
+        *mixed(finished, tables.values()),
+        *doubts(methods, scores, groups, split, against),
     ]
     rows = {folder: row for row, folder in enumerate(tables)}
     of_class = {
@@ -115,7 +110,7 @@ def compare_runs(
         for name, of_class in by_class.items()
     }
     against = None if against is None else _find(methods, against)
-    by_name = {method.name: scores[k] for k, method in enumerate(methods if against else methods[:_TESTED])}
+    by_name = {method.name: scores[k] for k, method in enumerate(methods if against else methods[:MOST_TESTED])}
     pairs = compare(by_name, groups, against=against) if methods[1:] else []
     return Comparison(metric, split, methods, names, groups, scores, reached, of_class, pairs, against, notes)
 
@@ -126,7 +121,8 @@ def score_classes(
     """Scores of each run's cases by class, `[R, N]`: of the one that the metric names, or of all that enter means; nan where there is none.
 
     A class that neither the truth nor a run's prediction has gives that run no score. Where another run predicts it there, which gives
-    that one 0, the first was right: it gets 1, or what it does better would not be seen.
+    that one 0, the first was right: it gets 1, or what it does better would not be seen. A score that is not there for another reason,
+    such as a surface that is hidden under ignored pixels, stays away.
 
     Args:
         tables: Of each run.
@@ -154,15 +150,15 @@ def score_classes(
         )
     places = {name: place for place, name in enumerate(names)}
     scores = {name: np.full((len(tables), len(names)), np.nan) for name in classes}
-    seen = {name: np.zeros((len(tables), len(names)), bool) for name in classes}
+    absent = {name: np.zeros((len(tables), len(names)), bool) for name in classes}
     for run, table in enumerate(tables):
         where = np.array([places[name] for name in table.names])
         for name in classes:
             if prefix + name in table.columns:  # a run of other labels knows nothing of it
-                seen[name][run, where] = True
-                scores[name][run, where] = table.columns[prefix + name]
+                own = scores[name][run, where] = table.columns[prefix + name]
+                absent[name][run, where] = np.isnan(own) & np.isnan(table.columns.get(f"dice/{name}", own))
     for name, of_class in scores.items():
-        of_class[np.isnan(of_class) & seen[name] & ~np.isnan(of_class).all(0)] = 1.0
+        of_class[absent[name] & ~np.isnan(of_class).all(0)] = 1.0
     return scores
 
 
@@ -193,17 +189,30 @@ def _read_tables(runs: Sequence[Run], split: str, column: str) -> dict[Path, Cas
         ValueError: A run has none of this split, or this was not measured of them.
     """
     tables = {run.folder: run.cases(split, column) for run in runs}
-    if lacking := [folder for folder, cases in tables.items() if cases is None]:
-        raise ValueError(f"{lacking[0]} has no cases of the {split} part; set split to one that all runs have")
+    if lacking := [run for run in runs if tables[run.folder] is None]:
+        shared = [one for one in lacking[0].splits if all(one in run.splits for run in runs)]
+        there = f"all runs have {', '.join(shared)}" if shared else f"it has {', '.join(lacking[0].splits)}"
+        raise ValueError(f"{lacking[0].folder} has no cases of split={split}; {there}")
     read = {folder: cases for folder, cases in tables.items() if cases is not None}
-    if lacking := [folder for folder, cases in read.items() if not cases.has(column)]:
+    if without := [folder for folder, cases in read.items() if not cases.has(column)]:
+        if split not in SPLITS or (without[0] / "eval" / split).exists():
+            raise ValueError(
+                f"the evaluation {without[0] / 'eval' / split} has no {column} of any case, as it is of too large ones"
+            )
         where = (
-            ",".join(map(str, lacking)) if len({folder.parent for folder in lacking}) > 1 else f"{lacking[0].parent}/*"
+            f"{without[0].parent}/*" if without[1:] and len({folder.parent for folder in without}) == 1 else without[0]
         )
         raise ValueError(
-            f"{lacking[0]} has no {column} of its cases ({len(lacking)} of {count_of(len(read), 'run')} have none); it is measured by "
-            f"python src/eval.py -m checkpoint={in_quotes(where if lacking[1:] else str(lacking[0]))} split={split}"
+            f"{without[0]} has no {column} of its cases ({len(without)} of {count_of(len(read), 'run')} have none); it is measured by "
+            f"python src/eval.py -m {shlex.quote(f'checkpoint={where}')} split={split}"
         )
+    if column == "surface_dice" and "tolerance" not in split:
+        spacings = dict.fromkeys(str(run.settings.get("data.spacing_mm")) for run in runs)
+        if len(spacings) > 1:
+            raise ValueError(
+                f"surface_dice agrees up to the side of a pixel, which differs: data.spacing_mm is {' and '.join(spacings)}; evaluate all "
+                "runs with one tolerance, such as tolerance=2.0, and compare split=val_tolerance-2.0"
+            )
     return read
 
 
@@ -228,84 +237,6 @@ def _find(methods: Sequence[Method], name: str) -> str:
     raise ValueError(
         f"there is no method {name!r}; expected one of {'; '.join(m.name for m in methods)}, or a run's folder"
     )
-
-
-def _left_out(why: str, names: Sequence[str]) -> list[str]:
-    if not names:
-        return []
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return [f"Left out, for they {why}: {', '.join(names[:5])}{more}."]
-
-
-def _unsaid(methods: Sequence[Method]) -> list[str]:
-    """What names of methods take for granted."""
-    settings = dict.fromkeys(f"{key}={say_value(value)}" for method in methods for key, value in method.unsaid.items())
-    return [f"Where a name does not say otherwise: {', '.join(settings)}."] if settings else []
-
-
-def _mixed(runs: Sequence[Run], tables: Iterable[Cases]) -> list[str]:
-    """What makes cases of one name doubtful."""
-    notes = []
-    if len(data := dict.fromkeys(str(run.settings.get("data")) for run in runs)) > 1:
-        notes.append(f"Runs are of different data ({', '.join(data)}): cases of one name are taken for the same.")
-    labels = {
-        (str(run.settings.get(_BACKGROUND)), *sorted(key for key in run.settings if key.startswith(_CLASSES)))
-        for run in runs
-    }
-    if len(labels) > 1:
-        notes.append(
-            "Runs have different classes or backgrounds: the mean of each is over the classes that it knows, without any run's background."
-        )
-    groups: dict[str, set[str]] = {}
-    for table in tables:
-        for name, group in zip(table.names, table.groups, strict=True):
-            groups.setdefault(name, set()).add(group)
-    if any(len(of_case) > 1 for of_case in groups.values()):
-        notes.append("Runs group their cases differently (data.group): the last run's groups are taken.")
-    return notes
-
-
-def _doubts(
-    methods: Sequence[Method], scores: NDArray[np.float64], groups: Sequence[str], split: str, against: str | None
-) -> list[str]:
-    """What weakens the conclusions."""
-    notes = [
-        f"Of {method.name} some runs have one seed: they count as runs, and not as seeds."
-        for method in methods
-        if method.num_repeats < len(method.runs)
-    ]
-    if split.partition("_")[0] == "val":  # an evaluation of it, too, such as val_tta-flips
-        notes.append(
-            "Scores are of the validation part, which also picked the weights of each run: all are flattered a little."
-        )
-    sets = {tuple(sorted(map(str, method.seeds))) for method in methods}
-    if len(methods) > 1 and any(method.num_repeats == 1 for method in methods):
-        notes.append(
-            "Where a method has one seed, a verdict is about the trained models at hand; another seed may turn it round. "
-            "Train several: -m seed=0,1,2."
-        )
-    elif len(sets) > 1:
-        notes.append("The methods have different seeds.")
-    missing = int(np.isnan(scores).any(0).sum())
-    if missing:
-        notes.append(
-            f"{count_of(missing, 'case')} of {scores.shape[1]} have no score of some method, and are left out of its pairs."
-        )
-    num_tested = min(len(methods), _TESTED)
-    num_pairs = len(methods) - 1 if against else num_tested * (num_tested - 1) // 2
-    if num_tested < len(methods) and not against:
-        notes.append(
-            f"Of {len(methods)} methods the {num_tested} with the highest scores are tested, each with each ({num_pairs} pairs, for which "
-            "p is corrected); of the others only the scores are shown. The same cases picked them, so that the best is partly the "
-            "luckiest: its score on other cases will be lower. against=METHOD tests one against all."
-        )
-    if num_pairs and len(set(groups)) < (needed := least_groups(num_pairs)):
-        compared = count_of(len(methods) if against else num_tested, "method")
-        fewer = "" if against or num_pairs < 2 else "; against=METHOD tests fewer pairs"
-        notes.append(
-            f"There are {count_of(len(set(groups)), 'group')}; with fewer than {needed} no test can show a difference of {compared}{fewer}."
-        )
-    return notes
 
 
 def mean_of(values: Sequence[float]) -> float:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-#: Runs from which on there is something to say.
-LEAST_RUNS = 8
+#: Runs from which on there is something to say: of made-up ones with one setting of three that decides all, it came first in 37 of 40
+#: draws of 20 runs, and in 21 of 40 draws of 8.
+LEAST_RUNS = 20
 #: Largest by smallest value of a setting from which on its logarithm is looked at.
 _WIDE = 20
 

@@ -17,9 +17,6 @@ from segline import tables
 from segline.config import CONFIG
 from segline.words import natural
 
-#: By how much the mean Dice of a case may differ where the same weights are measured on another machine.
-_ROUNDED = 0.01
-
 
 @dataclass(frozen=True)
 class Run:
@@ -69,27 +66,38 @@ class Run:
         """A row for each epoch."""
         return tables.read_rows(self.folder / "metrics.csv")
 
+    @property
+    def background(self) -> str:
+        """The class that stays out of means."""
+        return str(self.settings.get("data.labels.background"))
+
+    @property
+    def splits(self) -> list[str]:
+        """Parts of the data that were measured, and evaluations by the names of their folders in `eval/`."""
+        own = {name.partition("/")[0] for name in self.scores}
+        return [*own, *(path.parent.name for path in (self.folder / "eval").glob(f"*/{tables.CASES}"))]
+
     def cases(self, split: str, measure: str = "dice") -> Cases | None:
         """What was measured of cases, by training or, where it does not measure this, by `src/eval.py`; None where they were not measured.
 
         Args:
-            split: Part of the data, or an evaluation by the name of its folder in `eval/`, such as `val_tta-flips`.
+            split: Part of the data, or an evaluation by its name, such as `val_tta-flips`.
             measure: What is wanted of them, such as `surface_dice`.
 
         Raises:
-            ValueError: The evaluation is of other weights than those of the run.
+            ValueError: The evaluation is of other weights than the run has now, or of other cases.
         """
-        own = _read_cases(self.folder / "cases.parquet", split)
+        own = _read_cases(self.folder / tables.CASES, split)
         if own is not None and own.has(measure):
             return own
-        evaluated = _read_cases(self.folder / "eval" / split / "cases.parquet")
-        if evaluated is None or own is None:
-            return own or evaluated
-        if not own.is_like(evaluated):
-            raise ValueError(
-                f"{self.folder / 'eval' / split} is of other weights or other cases than the run's own; evaluate it again: "
-                f"python src/eval.py checkpoint={self.folder} split={split}"
-            )
+        folder = self.folder / "eval" / split
+        evaluated = _read_cases(folder / tables.CASES)
+        if evaluated is None:
+            return own
+        stale = tables.read_json(folder / "summary.json").get("run") != tables.digest(self.folder / tables.CASES)
+        if stale or (own is not None and set(own.names) != set(evaluated.names)):
+            what = "weights that the run no longer has" if stale else "other cases than the run's own"
+            raise ValueError(f"{folder} is of {what}; evaluate it again by src/eval.py")
         return evaluated
 
 
@@ -110,16 +118,6 @@ class Cases:
     def has(self, measure: str) -> bool:
         """Whether this was measured of any class."""
         return any(name.startswith(f"{measure}/") for name in self.columns)
-
-    def is_like(self, other: Cases) -> bool:
-        """Whether the same weights can have been measured on the same cases, up to what machines round."""
-        places = {name: place for place, name in enumerate(other.names)}
-        if places.keys() != set(self.names):
-            return False
-        order = [places[name] for name in self.names]
-        both = [name for name in self.columns if name.startswith("dice/") and name in other.columns]
-        far = np.abs(np.stack([self.columns[name] - other.columns[name][order] for name in both]))
-        return not far[~np.isnan(far)].mean() > _ROUNDED
 
 
 def find_runs(places: Sequence[str]) -> tuple[list[Run], list[str]]:

@@ -223,6 +223,8 @@ def evaluate(
         "split": split,
         "calibrated": settings.calibrated,
         "checkpoints": [str(path) for path in paths],
+        # By its table a run is known again: what it reached with other weights was other.
+        "run": tables.digest(paths[0].parent / tables.CASES),
         "settings": {name: value for name, value in asdict(settings).items() if name not in _NOT_OF_SCORES},
         **summed_up,
     }
@@ -236,7 +238,7 @@ def evaluate(
 
 
 def _write_tables(output: Path, evaluation: Evaluation, summary: Mapping[str, Any], labels: Labels) -> None:
-    tables.write_cases(output / "cases.parquet", evaluation.rows)
+    tables.write_cases(output / tables.CASES, evaluation.rows)
     tables.write_json(output / "summary.json", summary)
     for style, ending in (("markdown", "md"), ("latex", "tex")):
         text = tables.class_table(evaluation.scores, labels, summary["split"], style)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from segline.labels import IGNORE_INDEX
 from segline.losses.loss import EXCLUSIVE, OVERLAPPING, Loss, processes
+from segline.words import nearest
 
 #: A logit that leaves no doubt.
 _SURE = 100.0
@@ -68,8 +68,7 @@ class ForeignLoss(Loss):
     def build(self, known: Mapping[str, type[nn.Module]], scheme: str, arguments: Mapping[str, Any]) -> None:
         """Make the library's loss for a label scheme; arguments that its class does not take are an error."""
         if self.name not in known:
-            close = difflib.get_close_matches(self.name, known)
-            hint = f" Did you mean {' or '.join(close)}?" if close else ""
+            hint = nearest(self.name, known)
             raise ValueError(
                 f"loss.name is {self.name!r}; of {self.origin} there are {', '.join(sorted(known))}.{hint}"
             )

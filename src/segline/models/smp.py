@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any, Self
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from segline.models.blocks import crop, pad_to_multiple
+from segline.words import nearest
 
 #: Pixels that an architecture pools away before its encoder's end, and so needs at least.
 _LEAST = {"pan": 128}
@@ -117,8 +117,7 @@ def _make(
 
     known, name = smp.MODEL_ARCHITECTURES_MAPPING, architecture.lower()
     if name not in known:
-        close = difflib.get_close_matches(name, known)
-        hint = f" Did you mean {' or '.join(close)}?" if close else ""
+        hint = nearest(name, known)
         raise ValueError(
             f"model.architecture is {architecture!r}; segmentation-models-pytorch has {', '.join(sorted(known))}.{hint}"
         )

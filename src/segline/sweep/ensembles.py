@@ -38,7 +38,7 @@ def write_ensembles(folder: Path, points: Sequence[Point]) -> list[Path]:
             {"members": [f"../{point.name}" for point in members], "folds": len({row["fold"] for row in rows}) > 1},
         )
         if rows:
-            tables.write_cases(made[-1] / "cases.parquet", rows)
+            tables.write_cases(made[-1] / tables.CASES, rows)
     return made
 
 
@@ -78,7 +78,5 @@ def _out_of_fold(folder: Path, members: Sequence[Point]) -> Iterator[dict[str, A
     for point in members:
         fold = next((o.partition("=")[2] for o in point.overrides if o.startswith("data.fold=")), "")
         if "," in fold:
-            for row in pq.read_table(
-                folder / point.name / "cases.parquet", filters=[("split", "=", "test")]
-            ).to_pylist():
+            for row in pq.read_table(folder / point.name / tables.CASES, filters=[("split", "=", "test")]).to_pylist():
                 yield {**row, "run": point.name, "fold": int(fold.strip("[]").split(",")[0])}

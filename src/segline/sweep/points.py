@@ -81,7 +81,9 @@ def once(folder: Path, task: Callable[[], None]) -> None:
         try:
             task()
         except Exception as error:
-            said = answer_to(error, "train") or f"{type(error).__name__}: {error}"
+            said = f"{type(error).__name__}: {error}"
+            with suppress(Exception):  # an answer that fails must not hide what it is to answer
+                said = answer_to(error, "train") or said
             print(f"failed    {folder.name}: {said}", file=sys.stderr, flush=True)
             with suppress(OSError), committed(folder / ERROR) as temporary:  # the disk may be what it failed for
                 temporary.write_text(f"{said}\n\n{''.join(traceback.format_exception(error))}")

@@ -25,12 +25,14 @@ from segline.sweep.ensembles import are_repeats, write_ensembles
 from segline.sweep.folder import sweep_folder
 from segline.sweep.grid import grid
 from segline.sweep.points import ERROR, Point, State, begun_at, state_of
-from segline.tables import SCORES, read_json
+from segline.tables import CASES, SCORES, read_json
 from segline.words import count_of, in_quotes, less_is_better
 
 #: How often a point is started by one command: again if it ended without a word, as when the system killed it.
 MOST_STARTS = 2
 _SECONDS_BETWEEN_LOOKS = 1.0
+#: Reasons of failed points that are said at most.
+_SAID = 10
 
 
 #: How points of a grid that failed are tried again.
@@ -199,7 +201,7 @@ class Sweep:
             for point, score in zip(points, scores, strict=True)
             if score is not None and (among is None or point in among)
         }
-        if reached and repeats and (folder / next(iter(reached)).name / "cases.parquet").exists():
+        if reached and repeats and (folder / next(iter(reached)).name / CASES).exists():
             from segline.comparison.compare import compare_runs
             from segline.comparison.text import said
 
@@ -211,7 +213,7 @@ class Sweep:
         print(further, end="\n" if further else "", flush=True)
         bad = [name for name, state in states.items() if state in (State.FAILED, State.OPEN)]
         if bad:
-            why = "\n".join(f"  {said}" for said in _reasons(folder, bad)[:10])
+            why = "\n".join(f"  {said}" for said in _reasons(folder, bad))
             raise ValueError(f"{len(bad)} of {count_of(len(points), 'point')} failed; {again}:\n{why}")
         return scores
 
@@ -248,7 +250,7 @@ def _covering(points: Sequence[Point]) -> list[Point]:
 
 
 def _reasons(folder: Path, names: Sequence[str]) -> list[str]:
-    """Why points failed, each reason once with the first of its points and where that said more."""
+    """Why points failed, each reason once with the first of its points, and where that said more."""
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(_why(folder / name), []).append(name)
@@ -256,10 +258,10 @@ def _reasons(folder: Path, names: Sequence[str]) -> list[str]:
     for why, (first, *others) in alike.items():
         more = f" and {count_of(len(others), 'other')}" if others else ""
         where = f" ({folder / first / ERROR})" if (folder / first / ERROR).exists() else ""
-        said.append(f"{first}{more}: {why}{where}")
-    return said
+        said.append(f"{first}{more}: {why.splitlines()[0]}{where}")
+    return said if len(said) <= _SAID else [*said[:_SAID], f"and {count_of(len(said) - _SAID, 'further reason')}"]
 
 
 def _why(folder: Path) -> str:
     said = (folder / ERROR).read_text().partition("\n\n")[0].strip() if (folder / ERROR).exists() else ""
-    return said.splitlines()[0] if said else "it ended without a word, as if it was killed"
+    return said or "it ended without a word, as if it was killed"

@@ -8,6 +8,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
@@ -186,7 +187,7 @@ class Search:
             left = list(filter(self._is_asked, study.get_trials(states=[TrialState.RUNNING])))
             due = [t for t in left if state_of(folder / self._point(t.params, t.number).name) is not State.RUNNING]
             while len(due) < self.batch and len(study.trials) < self.n_trials:
-                study.sampler = build(self.sampler, seed=self.seed + len(study.trials))
+                study.sampler = build(self.sampler, seed=seed_of(self.seed, len(study.trials)))
                 number = study.ask(self.space).number
                 due.append(study.trials[number])
         return due[: self.batch]
@@ -247,6 +248,11 @@ class Search:
         with committed(folder / BEST) as temporary:
             temporary.write_text("# @package _global_\n" + head + yaml.safe_dump(content, sort_keys=False))
         return f"again     python src/train.py --config-dir {folder} experiment=best"
+
+
+def seed_of(seed: int, number: int) -> int:
+    """Of the sampler of one trial: searches of neighbouring seeds have no draws in common."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
 
 
 def distribution(override: Override) -> BaseDistribution:
