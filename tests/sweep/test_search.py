@@ -236,6 +236,7 @@ def test_any_sampler_of_optuna_asks_what_it_asks_without_us_even_if_it_was_stopp
     assert len({str(params) for params in expected}) == 14
 
 
+@pytest.mark.slow
 def test_searches_of_neighbouring_seeds_draw_nothing_in_common(tmp_path: Path) -> None:
     kind = [
         "sweep=optuna",
