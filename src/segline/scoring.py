@@ -141,7 +141,7 @@ def _say_settings(settings: Settings, options: Options, card: Card) -> list[str]
         f"window-{window}": window,
         f"overlap-{settings.overlap}": settings.overlap is not None,
         str(settings.precision): settings.precision not in (None, card.precision),
-        f"tolerance-{options.tolerance}": options.tolerance is not None,
+        f"tolerance-{options.tolerance or 0:g}": options.tolerance is not None,
         f"object-iou-{options.object_iou}": options.object_iou != Options.object_iou,
     }
     return [name for name, differs in said.items() if differs]

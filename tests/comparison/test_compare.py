@@ -181,6 +181,7 @@ def test_evaluations_are_compared_by_the_names_of_their_folders(tmp_path: Path) 
     for name, model, flipped in (("a", "unet", 0.7), ("b", "fcn", 0.6)):
         write_run(tmp_path / name, {"nucleus": [0.1] * 6}, choices={"model": model})
         evaluate(tmp_path / name, [flipped] * 6, name="val_tta-flips")
+        evaluate(tmp_path / name, [flipped] * 6)
     comparison = compare_runs([str(tmp_path)], split="val_tta-flips")
     assert list(comparison.reached.values()) == [pytest.approx(0.7), pytest.approx(0.6)]
     assert any("flattered" in note for note in comparison.notes)
@@ -213,13 +214,13 @@ def test_an_evaluation_of_other_cases_is_refused(tmp_path: Path) -> None:
 def test_surfaces_of_pixels_of_several_sizes_need_one_tolerance(tmp_path: Path) -> None:
     for spacing in (1.0, 2.0):
         folder = write_run(tmp_path / str(spacing), {"nucleus": [0.5] * 6}, data={"spacing_mm": [spacing] * 3})
-        for name in ("val", "val_tolerance-2.0"):
+        for name in ("val", "val_tolerance-2"):
             evaluate(folder, [0.9] * 6, name=name)
     with pytest.raises(
         ValueError, match=r"\[1.0, 1.0, 1.0\] and \[2.0, 2.0, 2.0\]; evaluate all runs with one tolerance"
     ):
         compare_runs([str(tmp_path)], "surface_dice")
-    assert len(compare_runs([str(tmp_path)], "surface_dice", "val_tolerance-2.0").pairs) == 1
+    assert len(compare_runs([str(tmp_path)], "surface_dice", "val_tolerance-2").pairs) == 1
 
 
 def test_cases_too_large_for_surfaces_are_said(tmp_path: Path) -> None:

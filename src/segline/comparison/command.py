@@ -29,7 +29,7 @@ A class that neither the truth nor the prediction of a case has gives no score; 
   metric=dice_case        score of a case: {metrics}; of one class: dice_case/nucleus;
                           those of surfaces and boundaries where each run has been evaluated: python src/eval.py checkpoint=RUN
   split=test              part of the data; by default the test part where all runs have one, else val; or an evaluation by the name of
-                          its folder in runs/RUN/eval, such as val_tta-flips or val_tolerance-2.0
+                          its folder in runs/RUN/eval, such as val_tta-flips or val_tolerance-2
   against=METHOD          compare all with this one, by the name that the table shows or by a run's folder; by default all pairs
   output=FILE             a page (.html), or the tables (.md, .tex)
   trust=[PACKAGE]         packages besides segline's own whose networks may be built for the page's pictures"""

@@ -211,7 +211,7 @@ def _read_tables(runs: Sequence[Run], split: str, column: str) -> dict[Path, Cas
         if len(spacings) > 1:
             raise ValueError(
                 f"surface_dice agrees up to the side of a pixel, which differs: data.spacing_mm is {' and '.join(spacings)}; evaluate all "
-                "runs with one tolerance, such as tolerance=2.0, and compare split=val_tolerance-2.0"
+                "runs with one tolerance, such as tolerance=2, and compare split=val_tolerance-2"
             )
     return read
 

@@ -74,8 +74,8 @@ class Run:
     @property
     def splits(self) -> list[str]:
         """Parts of the data that were measured, and evaluations by the names of their folders in `eval/`."""
-        own = {name.partition("/")[0] for name in self.scores}
-        return [*own, *(path.parent.name for path in (self.folder / "eval").glob(f"*/{tables.CASES}"))]
+        own = [name.partition("/")[0] for name in self.scores]
+        return list(dict.fromkeys([*own, *(p.parent.name for p in (self.folder / "eval").glob(f"*/{tables.CASES}"))]))
 
     def cases(self, split: str, measure: str = "dice") -> Cases | None:
         """What was measured of cases, by training or, where it does not measure this, by `src/eval.py`; None where they were not measured.
