@@ -64,7 +64,7 @@ def main(command: str | None = None) -> None:
         from segline import run
 
         if command in ("eval", "robustness"):
-            run.offer_own_data(_given(arguments, "checkpoint"))
+            run.offer_own_data(_given(arguments, "checkpoint"), several=sweep)
         getattr(run, _COMMANDS[command])()
 
 

@@ -94,9 +94,10 @@ def _leaves(node: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any,
         yield from _leaves(child, (*place, key))
 
 
-def offer_own_data(checkpoint: str | None = None) -> None:
-    """Let `data=own` stand for the data of the run that a checkpoint lies in."""
-    ConfigStore.instance().store(group="data", name=OWN, node=own_data(checkpoint))
+def offer_own_data(checkpoint: str | None = None, several: bool = False) -> None:
+    """Let `data=own` stand for the data of the run that a checkpoint lies in; for several, each known once its job begins, for any data."""
+    node = OmegaConf.create({}, flags={"struct": False}) if several else own_data(checkpoint)
+    ConfigStore.instance().store(group="data", name=OWN, node=node)
 
 
 def with_own_data(config: DictConfig, name: str) -> DictConfig:
@@ -105,7 +106,10 @@ def with_own_data(config: DictConfig, name: str) -> DictConfig:
     if here.mode is not RunMode.MULTIRUN or here.runtime.choices["data"] != OWN:
         return config
     offer_own_data(as_list(config.checkpoint)[0])
-    return hydra_compose(name, overrides=list(here.overrides.task))
+    try:
+        return hydra_compose(name, overrides=list(here.overrides.task))
+    finally:
+        offer_own_data(several=True)  # to the next job of this process
 
 
 def build(config: DictConfig, **arguments: Any) -> Any:

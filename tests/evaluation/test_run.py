@@ -1,6 +1,7 @@
 """Training and evaluation say the same."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,13 @@ def test_a_sweep_over_runs_evaluates_each_on_its_own_data_and_they_are_compared(
         said = call("compare", data, f"metric=surface_dice/{first}", "output=table.md")
         assert f"surface_dice/{first} is a mean over cases" in said
         assert f"{sum(expected) / 2:.4f} ±" in said
+    # One after another in one process; a checkpoint outside of a run folder has no data, and holds up no other.
+    (tmp_path / "bare").mkdir()
+    shutil.copy(tmp_path / "satellite" / "0_seed=0" / "best.ckpt", tmp_path / "bare")
+    several = ["checkpoint=bare,satellite/0*,biomedical/0*", "split=train", "trainer=cpu", "data.batch_size=1"]
+    command = [sys.executable, str(scripts / "eval.py"), "-m", *several]
+    assert (
+        "there is no 'data.batch_size'" in subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stderr
+    )
+    for data in ("satellite", "biomedical"):
+        assert (tmp_path / data / "0_seed=0" / "eval" / "train" / "summary.json").exists()
