@@ -224,6 +224,9 @@ def test_a_job_that_a_cluster_takes_away_saves_and_goes_on_when_it_is_requeued(t
         while not list(sweep.glob("*/resume.ckpt")):  # of the first epoch
             time.sleep(0.05)
             assert process.poll() is None, process.communicate()[0]
+        time.sleep(
+            1
+        )  # into the second epoch, which takes several seconds: at its very start nothing tells it from the first one's end
         (job,) = pids("submitit.core._submit", str(sweep))
         os.kill(job, signal.SIGUSR2)  # as SLURM does
         said, _ = process.communicate(timeout=240)
